@@ -1,0 +1,54 @@
+"""Refusals as data: every place laconic leaves alone says why, under a registered code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CODES: dict[str, str] = {
+    "not-normalised": "the graph could not be retraced to the normal form; it runs through Inductor unchanged",
+    "not-proven": "the site rebuilt from its fields did not reproduce the subgraph it came from",
+    "weights-escape": "an interior value (attention weights, scores) is read outside the site",
+    "mutation": "an in-place operation touches the site",
+    "unsupported-op": "an operation inside the candidate has no place in the pattern",
+    "unsupported-mask": "a mask or bias the rewrite cannot express",
+    "unsupported-dtype": "an element type the rewrite has no meaning or kernel for",
+    "unsupported-shape": "a rank, size or dynamic dimension the rewrite cannot take",
+    "unsupported-device": "no provider on this device",
+    "wrong-axis": "softmax or contraction runs over an axis that is not the key axis",
+    "requires-grad": "the rewrite has no gradient and an input needs one",
+    "dropout-active": "dropout is active inside the site",
+    "weight-not-parameter": "the weight is computed in the graph, so its packed form cannot be kept across calls",
+    "not-faster": "the rewrite would be slower than the original here",
+    "over-budget": "the measured error is above error_budget",
+    "no-sample": "error_budget is set but no real sample input was available to measure with",
+    "no-provider": "no registered provider supports this operation with these arguments",
+    "no-session": "a cached pass ran outside laconic.session, so nothing was reused",
+    "no-latent": "no graph output has the shape and type of a graph input, so there is nothing to extrapolate",
+    "no-site": "the pass found nothing in this graph it could rewrite",
+    "region-not-reached": "a decorated region left no node in any compiled graph",
+    "disabled": "switched off by laconic.disable",
+    "rolled-back": "the rewritten graph failed a check and was rolled back",
+    "pass-failed": "the pass raised an exception; the original graph is used",
+    "overlap": "another rewrite already claims part of this site",
+    "out-of-fuel": "LACONIC_FUEL was used up before this rewrite",
+}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something was refused.
+
+    ``code`` is a key of :data:`CODES`; ``text`` one sentence for a person; ``nodes`` the names of the graph nodes
+    concerned. A reason is truthy like any object, so checks return ``Reason | None`` and never a bare bool.
+    """
+
+    code: str
+    text: str
+    nodes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise KeyError(f"unregistered reason code {self.code!r}; add it to laconic.patterns.reasons.CODES")
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.text}"

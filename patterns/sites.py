@@ -1,0 +1,240 @@
+"""The typed places detection finds. Sites hold nodes of one :class:`NormalGraph`; they are read, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import sympy
+from torch.fx import Node
+
+from .reasons import Reason
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor read in a canonical axis order: ``node`` permuted by ``permutation`` (identity when None)."""
+
+    node: Node
+    permutation: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Site:
+    """A proven place in the graph.
+
+    ``inputs`` are the nodes read from outside, ``outputs`` the nodes whose values leave, ``interior`` every node in
+    between (outputs included). ``module`` is the dotted path in ``named_modules()``; ``source`` is ``file:line``;
+    ``form`` is the spelling found (for people; no pass may depend on it). ``flops`` and ``bytes`` are sympy
+    expressions in named dimensions, whose example values are in ``dimensions``.
+    """
+
+    kind: ClassVar[str] = "site"
+    id: str
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+    interior: frozenset[Node]
+    module: str | list[str] = ""
+    source: str = ""
+    form: str = ""
+    flops: sympy.Expr = field(default_factory=lambda: sympy.Integer(0))
+    bytes: sympy.Expr = field(default_factory=lambda: sympy.Integer(0))
+    dimensions: dict[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    @property
+    def output(self) -> Node:
+        """The only output; a site with several raises ValueError."""
+        (node,) = self.outputs
+        return node
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that define the site's meaning, as plain data for the report."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A term added to (or a mask applied on) attention scores, in order of application.
+
+    ``kind``: ``additive`` (float, added), ``boolean`` (True is visible), ``causal`` (no node). ``value`` broadcasts
+    against scores ``[*batch, S, T]``. ``structure`` names what the mask was recognised as, if anything
+    (``causal``, ``window``, ``padding``, ``full``).
+    """
+
+    kind: str
+    value: Node | None = None
+    structure: str = "unknown"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Attention(Site):
+    """``softmax(scale * q k^T + biases) v``.
+
+    ``query [*batch, S, D]``, ``key [*batch, T, D]``, ``value [*batch, T, E]`` after each operand's permutation, and
+    ``output [*batch, S, E]`` is permuted by ``output_permutation`` to give the site's output node. ``groups`` is the
+    number of query heads per key head, on the last batch axis (1: equal).
+    """
+
+    kind: ClassVar[str] = "attention"
+    query: Operand
+    key: Operand
+    value: Operand
+    scale: float
+    biases: tuple[Bias, ...] = ()
+    groups: int = 1
+    dropout: float = 0.0
+    output_permutation: tuple[int, ...] | None = None
+
+    @property
+    def causal(self) -> bool:
+        """True when a bias is known to hide exactly the keys after the query."""
+        return any(bias.kind == "causal" for bias in self.biases)
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "query": self.query.node.name,
+            "key": self.key.node.name,
+            "value": self.value.node.name,
+            "scale": self.scale,
+            "biases": [
+                {"kind": b.kind, "value": b.value.name if b.value else None, "structure": b.structure}
+                for b in self.biases
+            ],
+            "groups": self.groups,
+            "dropout": self.dropout,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Linear(Site):
+    """``x W^T + b`` with ``input [..., in]`` and ``weight [out, in]`` (``transposed``: ``[in, out]``).
+
+    ``weight`` is the node as it is stored (usually a parameter placeholder); ``bias [out]`` may be None.
+    """
+
+    kind: ClassVar[str] = "linear"
+    input: Node
+    weight: Node
+    bias: Node | None = None
+    transposed: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "input": self.input.name,
+            "weight": self.weight.name,
+            "bias": self.bias.name if self.bias else None,
+            "transposed": self.transposed,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Convolution(Site):
+    """A convolution; ``input [N, C, *]`` and ``weight [O, C/groups, *]``."""
+
+    kind: ClassVar[str] = "conv"
+    input: Node
+    weight: Node
+    bias: Node | None = None
+
+    def fields(self) -> dict[str, Any]:
+        return {"input": self.input.name, "weight": self.weight.name, "bias": self.bias.name if self.bias else None}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Norm(Site):
+    """``layer``, ``rms``, ``group`` or ``batch`` normalisation of ``input``."""
+
+    kind: ClassVar[str] = "norm"
+    input: Node
+    norm: str
+    weight: Node | None = None
+    bias: Node | None = None
+    epsilon: float = 1e-5
+
+    def fields(self) -> dict[str, Any]:
+        return {"input": self.input.name, "norm": self.norm, "epsilon": self.epsilon}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FeedForward(Site):
+    """``down(act(up(x)))`` or, gated, ``down(act(gate(x)) * up(x))``. Linears are sites of their own too."""
+
+    kind: ClassVar[str] = "feedforward"
+    input: Node
+    up: Linear
+    down: Linear
+    activation: str
+    gate: Linear | None = None
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "input": self.input.name,
+            "up": self.up.id,
+            "down": self.down.id,
+            "gate": self.gate.id if self.gate else None,
+            "activation": self.activation,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scan(Site):
+    """``h_t = decay_t * h_{t-1} + input_t`` along ``dim``; ``output`` holds every ``h_t`` (of ``decay``'s shape)."""
+
+    kind: ClassVar[str] = "scan"
+    decay: Node
+    input: Node
+    initial: Node | None
+    dim: int
+    reverse: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "decay": self.decay.name,
+            "input": self.input.name,
+            "initial": self.initial.name if self.initial else None,
+            "dim": self.dim,
+            "reverse": self.reverse,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Block(Site):
+    """One repetition of a repeated part of the residual stream, from ``entry`` (outside) to ``exit``.
+
+    ``index`` counts within its ``stack``; blocks of one stack have equal ``fingerprint``. ``entries`` and ``exits``
+    have one node per stream. Attention and feed-forward sites lying inside are named in ``members``.
+    """
+
+    kind: ClassVar[str] = "block"
+    entries: tuple[Node, ...]
+    exits: tuple[Node, ...]
+    stack: int
+    index: int
+    members: tuple[str, ...] = ()
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "entries": [n.name for n in self.entries],
+            "exits": [n.name for n in self.exits],
+            "stack": self.stack,
+            "index": self.index,
+            "members": list(self.members),
+        }
+
+
+@dataclass(eq=False)
+class Sites:
+    """Everything found in one graph, and the refusals on the way."""
+
+    sites: list[Site] = field(default_factory=list)
+    refusals: list[Reason] = field(default_factory=list)
+    residual_stream: tuple[Node, ...] = ()
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def of(self, *kinds: type[Site]) -> Sequence[Any]:
+        """The sites of the given classes, in graph order."""
+        return [site for site in self.sites if isinstance(site, kinds)]

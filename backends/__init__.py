@@ -1,0 +1,1 @@
+"""How it runs: the torch.compile entry, providers and kernels, compiled pieces and sessions, debug output."""

@@ -1,0 +1,70 @@
+"""Providers: the ways to compute a ``laconic::`` operator. Chosen per call by priority, refused with reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..passes.dialect import OPERATORS, Operator
+from ..patterns.reasons import Reason
+
+
+@dataclass(frozen=True, eq=False)
+class Provider:
+    """One implementation. ``supports(*args)`` has the operator's signature and returns None or why not.
+
+    ``function`` has the operator's signature too. It is traced, so it is plain torch, or calls opaque registered ops.
+    """
+
+    name: str
+    operator: str
+    function: Callable[..., Any]
+    supports: Callable[..., Reason | None]
+    priority: int
+
+
+PROVIDERS: dict[str, list[Provider]] = {}
+
+
+def provider(
+    operator: Operator, name: str, *, priority: int, supports: Callable[..., Reason | None]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as an implementation of ``operator``; the highest supported ``priority`` wins.
+
+    The operator's body is always there as ``inductor`` with priority 0. ``supports`` looks at what the arguments are
+    (device, dtype, shape), never at policy.
+    """
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        rows = PROVIDERS.setdefault(operator.name, [])
+        if any(row.name == name for row in rows):
+            raise ValueError(f"{operator.qualified_name} already has a provider {name!r}")
+        rows.append(Provider(name, operator.name, function, supports, priority))
+        rows.sort(key=lambda row: -row.priority)
+        return function
+
+    return add
+
+
+def choose(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Provider, list[Reason]]:
+    """The provider for these (fake or real) arguments, and why the ones before it were passed over."""
+    passed_over: list[Reason] = []
+    for row in PROVIDERS.get(operator.name, ()):
+        reason = row.supports(*args, **kwargs)
+        if reason is None:
+            return row, passed_over
+        passed_over.append(reason)
+    return Provider("inductor", operator.name, operator.body, lambda *a, **k: None, 0), passed_over
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """A decomposition table that replaces every ``laconic::`` operator by its chosen provider, forward and backward."""
+
+    def lower(op: Operator) -> Callable[..., Any]:
+        def lowered(*args: Any, **kwargs: Any) -> Any:
+            return choose(op, args, kwargs)[0].function(*args, **kwargs)
+
+        return lowered
+
+    return {op.overload: lower(op) for op in OPERATORS.values()}

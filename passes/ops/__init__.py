@@ -1,0 +1,1 @@
+"""One file per operator family of the dialect. Importing a module defines its operators."""

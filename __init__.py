@@ -1,0 +1,53 @@
+"""laconic: the same model, said in fewer words.
+
+A ``torch.compile`` backend that finds attention, feed-forward and scan patterns in any model's graph and rewrites them
+into cached, sparse, token-merged or quantized equivalents. Public names are imported on first use, so ``import
+laconic`` costs nothing and needs neither triton nor networkx.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Backend": "backends.entry",
+    "explain": "backends.explain",
+    "report": "backends.explain",
+    "session": "backends.session",
+    "Report": "passes.report",
+    "UserError": "passes.base",
+    "Pass": "passes.base",
+    "disable": "passes",
+    "graph_pass": "passes",
+    "cache": "passes",
+    "merge_tokens": "passes",
+    "quantize": "passes",
+    "scan": "passes",
+    "sparse_attention": "passes",
+}
+
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from .backends.entry import Backend
+    from .backends.explain import explain, report
+    from .backends.session import session
+    from .passes import cache, disable, graph_pass, merge_tokens, quantize, scan, sparse_attention
+    from .passes.base import Pass, UserError
+    from .passes.report import Report
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,101 @@
+"""Retrace Dynamo's graph to the normal form: pre-dispatch ATen, where every spelling of an operation is one operator.
+
+Pre-dispatch is the level between too many spellings (Dynamo's torch calls and methods) and too many pieces (the
+decomposed graphs of AOTAutograd): ``linear``, ``matmul``, ``softmax`` and ``scaled_dot_product_attention`` are single
+nodes, autograd has not run, and module paths, stack traces and annotations survive.
+
+Private torch modules are touched here on purpose; docs/private_torch.md lists them with the versions checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._guards import TracingContext, detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule, Interpreter
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .graph import NormalGraph
+from .reasons import Reason
+
+# What Dynamo and AOTAutograd read from a placeholder; everything else is recomputed by the retrace.
+_PLACEHOLDER_META = ("tensor_dict", "grapharg", "_dynamo_source", "specialization")
+_MODULE_ATTRIBUTES = ("_param_name_to_source", "_source_to_user_stacks")
+
+
+def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reason:
+    """The normal form of ``module``, or a ``not-normalised`` reason.
+
+    ``inputs`` are what the backend receives from Dynamo: real tensors (or fakes) and SymInts, by position. Dynamo's
+    own control flow (``TorchDynamoException``, restart requests of the shape environment) is never caught.
+    """
+    if any(isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value) for value in inputs):
+        return Reason("not-normalised", "an input is a tensor subclass (DTensor, quantised tensor, ...)")
+    fake_mode = _fake_mode(inputs)
+    shape_env = fake_mode.shape_env
+    guards_before = len(shape_env.guards) if shape_env is not None else 0
+    try:
+        fakes = [_fake(value, fake_mode) for value in inputs]
+        with (
+            fake_mode,
+            preserve_node_meta(),
+            mock.patch.object(fake_mode, "allow_non_fake_inputs", True),
+        ):
+            # A module whose nodes already carry another fake mode's values must not be asked to reuse them.
+            retraced = make_fx(Interpreter(module).run, pre_dispatch=True, tracing_mode="real")(*fakes)
+    except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.TensorifyScalarRestartAnalysis):
+        raise
+    except Exception as error:
+        message = str(error).strip().splitlines()
+        return Reason("not-normalised", f"{type(error).__name__}: {message[0] if message else 'no message'}")
+    if shape_env is not None and len(shape_env.guards) != guards_before:
+        return Reason("not-normalised", "retracing would add shape guards")
+    _carry_over(module, retraced, fakes)
+    return NormalGraph(retraced, module, fake_mode, torch.is_grad_enabled())
+
+
+def _fake_mode(inputs: Sequence[Any]) -> FakeTensorMode:
+    context = TracingContext.try_get()
+    if context is not None and context.fake_mode is not None:
+        return context.fake_mode
+    return detect_fake_mode(list(inputs)) or FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _fake(value: Any, fake_mode: FakeTensorMode) -> Any:
+    """A fresh fake of one input with the symbolic sizes Dynamo already chose for it. SymInts stay as they are."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, FakeTensor) and value.fake_mode is fake_mode:
+        return value
+    context = TracingContext.try_get()
+    symbolic = context.tensor_to_context.get(value) if context is not None else None
+    if symbolic is None:
+        return fake_mode.from_tensor(value, static_shapes=fake_mode.shape_env is None)
+    return fake_mode.from_tensor(
+        value, symbolic_context=symbolic, source=symbolic.tensor_source, trace=False
+    )
+
+
+
+
+def _carry_over(source: GraphModule, target: GraphModule, fakes: Sequence[Any]) -> None:
+    for old, new, fake in zip(
+        source.graph.find_nodes(op="placeholder"), target.graph.find_nodes(op="placeholder"), fakes, strict=True
+    ):
+        for key in _PLACEHOLDER_META:
+            if key in old.meta:
+                new.meta[key] = old.meta[key]
+        new.meta.setdefault("val", fake)
+        if hasattr(old, "_dynamo_source"):
+            new._dynamo_source = old._dynamo_source
+        new.meta["laconic.name"] = old.name
+    target.meta.update({k: v for k, v in source.meta.items() if k not in target.meta})
+    for name in _MODULE_ATTRIBUTES:
+        if hasattr(source, name):
+            setattr(target, name, getattr(source, name))

@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch._dynamo.source import ConstantSource
 from torch._guards import TracingContext, detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter
@@ -26,7 +27,6 @@ from .reasons import Reason
 
 # What Dynamo and AOTAutograd read from a placeholder; everything else is recomputed by the retrace.
 _PLACEHOLDER_META = ("tensor_dict", "grapharg", "_dynamo_source", "specialization")
-_MODULE_ATTRIBUTES = ("_param_name_to_source", "_source_to_user_stacks")
 
 
 def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reason:
@@ -96,6 +96,10 @@ def _carry_over(source: GraphModule, target: GraphModule, fakes: Sequence[Any]) 
             new._dynamo_source = old._dynamo_source
         new.meta["laconic.name"] = old.name
     target.meta.update({k: v for k, v in source.meta.items() if k not in target.meta})
-    for name in _MODULE_ATTRIBUTES:
-        if hasattr(source, name):
-            setattr(target, name, getattr(source, name))
+    if hasattr(source, "_source_to_user_stacks"):
+        target._source_to_user_stacks = source._source_to_user_stacks
+    if hasattr(source, "_param_name_to_source"):
+        # AOTAutograd wants a source for every tensor the module holds; constants met by the retrace have none.
+        held = [name for name, _ in (*target.named_parameters(), *target.named_buffers())]
+        known = dict(source._param_name_to_source)
+        target._param_name_to_source = {name: known.get(name, ConstantSource(f"laconic_{name}")) for name in held}

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
 from ..passes.dialect import OPERATORS, Operator
 from ..patterns.reasons import Reason
 
@@ -56,6 +59,17 @@ def choose(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             return row, passed_over
         passed_over.append(reason)
     return Provider("inductor", operator.name, operator.body, lambda *a, **k: None, 0), passed_over
+
+
+def chosen(module: GraphModule) -> dict[Node, Provider]:
+    """The provider that every ``laconic::`` node of a graph will be lowered to, judged on its fake values."""
+    rows = {}
+    for node in module.graph.nodes:
+        name = getattr(node.target, "_opname", None)
+        if getattr(node.target, "namespace", None) == "laconic" and name in OPERATORS:
+            args, kwargs = map_arg((node.args, node.kwargs), lambda operand: operand.meta["val"])
+            rows[node] = choose(OPERATORS[name], args, kwargs)[0]
+    return rows
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

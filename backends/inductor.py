@@ -1,0 +1,50 @@
+"""The one adaptor to Inductor. No global configuration is written; everything goes in as patches of one call."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from ..passes.base import UserError
+from . import providers
+from .fingerprint import Fingerprint
+from .options import Options
+
+_SLOT = "post_grad_custom_pre_pass"
+
+
+def compile_graph(module: GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+    """Compile one graph with Inductor (through AOTAutograd, so it can be differentiated) to a flat callable.
+
+    ``laconic::`` operators in it, forward or backward, are lowered to their chosen providers. Raises what Inductor
+    raises; UserError when the CPU has no C++ compiler.
+    """
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.decomposition import select_decomp_table
+
+    _require_compiler(inputs)
+    patches: dict[str, Any] = dict(options.inductor)
+    installed = patches.get(_SLOT, getattr(config, _SLOT))
+    chosen = providers.chosen(module)
+    patches[_SLOT] = Fingerprint(installed, [f"{node.target}={row.name}" for node, row in chosen.items()])
+    table: dict[Any, Callable[..., Any]] | None = None
+    if chosen:
+        table = {**select_decomp_table(), **providers.decompositions()}
+    return compile_fx(module, list(inputs), config_patches=patches, decompositions=table)
+
+
+def _require_compiler(inputs: Sequence[Any]) -> None:
+    """One clear line instead of Inductor's traceback when there is no C++ compiler to lower CPU code with."""
+    on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, torch.Tensor))
+    if not on_cpu:
+        return
+    from torch._inductor import config
+
+    names = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else [config.cpp.cxx]
+    if not any(name and shutil.which(name) for name in names):
+        raise UserError("laconic needs a C++ compiler on CPU: install g++ or clang++, or set CXX to one")

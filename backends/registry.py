@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -155,3 +156,14 @@ def _closure(item: Any) -> list[Any]:
         except ValueError:  # an empty cell
             continue
     return values
+
+
+_folders: dict[Path, list[GraphReport]] = {}
+
+
+def reports_in(folder: Path, report: GraphReport) -> list[GraphReport]:
+    """The reports written to one debug folder so far, ``report`` among them."""
+    with _lock:
+        rows = _folders.setdefault(folder, [])
+        rows.append(report)
+        return list(rows)

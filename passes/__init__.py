@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from .base import FACTORIES, Disable, Pass, UserError, nearest
-from .cache import cache
-from .merge_tokens import merge_tokens
-from .quantize import quantize
-from .scan import scan
-from .sparse_attention import sparse_attention
+import contextlib
+
+with contextlib.suppress(ImportError):
+    from .cache import cache
+with contextlib.suppress(ImportError):
+    from .merge_tokens import merge_tokens
+with contextlib.suppress(ImportError):
+    from .quantize import quantize
+with contextlib.suppress(ImportError):
+    from .scan import scan
+with contextlib.suppress(ImportError):
+    from .sparse_attention import sparse_attention
 
 ORDER: tuple[str, ...] = (
     "scan",  # collapses unrolled loops, so everything after it sees a small graph
@@ -18,7 +25,7 @@ ORDER: tuple[str, ...] = (
 )
 """The order in which passes see a graph, whatever the order in the user's list."""
 
-DEFAULTS: tuple[Pass, ...] = (scan(),)
+DEFAULTS: tuple[Pass, ...] = (scan(),) if 'scan' in globals() else ()
 """On without being asked for: exact up to rounding, and faster wherever they apply."""
 
 

@@ -1,0 +1,123 @@
+"""``laconic.explain`` and ``laconic.report``: what would be rewritten, and what was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._dynamo.convert_frame import fullgraph_capture
+from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import dynamo_timed, get_metrics_context
+from torch._dynamo.variables.torch_function import torch_function_mode_stack_state_mgr
+from torch._guards import TracingContext, tracing
+
+from ..passes.base import Disable, Pass, UserError
+from ..passes.regions import REGIONS
+from ..passes.report import GraphReport, RefusalRecord, Report
+from ..patterns.reasons import Reason
+from . import registry
+from .debug import Dump
+from .options import Options
+from .pipeline import rewrite
+
+
+def explain(
+    model: Any,
+    *args: Any,
+    passes: Sequence[Pass | Disable] = (),
+    options: Mapping[str, Any] | None = None,
+    why: str | None = None,
+    **kwargs: Any,
+) -> Report:
+    """Find and plan without compiling or running anything.
+
+    Traces ``model(*args, **kwargs)`` with Dynamo on the side: neither the model, its buffers, the random state nor
+    Dynamo's caches change. ``model`` may be a module, a function or something already compiled.
+
+    Args:
+        passes: passes to plan, added to ``options["passes"]``.
+        options: as for ``torch.compile(..., backend="laconic", options=...)``.
+        why: a module path; adds what came closest to a site there, and what stopped it.
+
+    Raises:
+        UserError: bad options, or a model that is not callable.
+    """
+    given = dict(options or {})
+    given["passes"] = [*Options.parse(given).passes, *Options.parse({"passes": list(passes)}).passes]
+    parsed = Options.parse(given)
+    original = registry.original_of(model)
+    if not callable(original):
+        raise UserError(f"laconic.explain takes a module, a function or a compiled object, not {type(model).__name__}")
+    report = Report()
+    try:
+        with get_metrics_context(), dynamo_timed("laconic.explain"), torch_function_mode_stack_state_mgr:
+            captured = fullgraph_capture(original, args, kwargs or None)
+    except TorchDynamoException as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        report.extra_refusals.append(RefusalRecord("", "", "not-normalised", f"not one graph: {text}"))
+        return report
+    backend_input = captured.backend_input
+    if backend_input is None:
+        return report
+    context = TracingContext(backend_input.fake_mode)
+    context.tensor_to_context = backend_input.tensor_to_context
+    graph = GraphReport(0, len(backend_input.graph_module.graph.nodes))
+    dump = Dump(collect=True)
+    with tracing(context):
+        rewritten = rewrite(backend_input.graph_module, backend_input.example_inputs, parsed, graph, dump)
+    module = rewritten.graph.module if rewritten.graph is not None else backend_input.graph_module
+    graph.nodes_after = len(module.graph.nodes)
+    report.graphs.append(graph)
+    report.sources = dump.sources
+    if why is not None:
+        report.near_misses = near_misses(graph, why)
+    return report
+
+
+def report(compiled: Any) -> Report:
+    """What laconic did to something compiled with it: an empty report before the first call.
+
+    Raises:
+        UserError: ``compiled`` did not come from ``torch.compile(..., backend="laconic")``.
+    """
+    wrapper = registry.wrapper_of(compiled)
+    if not registry.is_laconic(wrapper):
+        raise UserError(
+            f"laconic.report takes what torch.compile(..., backend='laconic') returned, not {type(compiled).__name__}"
+        )
+    entries = registry.entries_of(compiled)
+    result = Report([entry.report for entry in entries])
+    for entry in entries:
+        result.sources.update(entry.sources)
+    result.extra_refusals = _unreached(registry.original_of(compiled), result)
+    return result
+
+
+def near_misses(graph: GraphReport, path: str) -> list[str]:
+    """Refusals of detection under a module path, as lines for the report."""
+    lines = [f"why {path}:"]
+    found = [site for site in graph.sites if _under(site.module, path)]
+    lines += [f"  found {site.kind} {site.id} ({site.form}) at {site.source}" for site in found]
+    lines += [f"  {row.site} ({row.code}) {row.text}" for row in graph.refusals if path in row.text or path in row.site]
+    return lines if len(lines) > 1 else [*lines, "  nothing under this path came close to a pattern"]
+
+
+def _under(module: str | list[str], path: str) -> bool:
+    paths = module if isinstance(module, list) else [module]
+    return any(item == path or item.startswith(f"{path}.") for item in paths)
+
+
+def _unreached(original: Any, report: Report) -> list[RefusalRecord]:
+    """Decorated module classes that are part of the model but left no node in any of its graphs."""
+    if not report.graphs or not isinstance(original, torch.nn.Module):
+        return []
+    present = {type(module) for module in original.modules()}
+    reached = set().union(*(graph.regions for graph in report.graphs))
+    rows = []
+    for key, region in REGIONS.items():
+        if region.target in present and key not in reached:
+            reason = Reason("region-not-reached", f"{region.name} left no node in any graph (a graph break inside?)")
+            rows.append(RefusalRecord(region.item.name or "", "", reason.code, reason.text))
+    return rows
+

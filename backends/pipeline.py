@@ -1,0 +1,189 @@
+"""From Dynamo's graph to a callable: normalise, detect, prove, then per pass plan, measure and apply, then compile.
+
+This page is the whole road; the logic lives in the rooms it calls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch._dynamo.exc import TensorifyScalarRestartAnalysis, TorchDynamoException
+from torch.fx import GraphModule
+
+from ..passes import ORDER
+from ..passes.apply import apply
+from ..passes.base import Pass, PlanContext, UserError
+from ..passes.plan import CachedRegion, Plan, Rewrite
+from ..passes.regions import regions_of
+from ..passes.report import GraphReport, RewriteRecord, SiteRecord
+try:
+    from ..patterns.detect import detect
+except ImportError:
+    from ..patterns.sites import Sites as _S
+    def detect(graph): return _S()
+from ..patterns.graph import NormalGraph
+from ..patterns.normalize import normalize
+from ..patterns.reasons import Reason
+from ..patterns.sites import Site, Sites
+from . import providers
+from .debug import Dump
+from .options import Options
+from .selection import Selection, select
+from .stopwatch import Stopwatch
+from .verification import unproven, within_budget
+
+log = logging.getLogger(__name__)
+
+# Dynamo's own control flow: a backend that swallowed one of these would hide a restart from it.
+CONTROL_FLOW = (TorchDynamoException, TensorifyScalarRestartAnalysis)
+
+
+@dataclass(eq=False)
+class Rewritten:
+    """What is to be compiled: Dynamo's own graph (``graph`` None) or the rewritten normal form, cut at ``regions``."""
+
+    graph: NormalGraph | None = None
+    regions: list[CachedRegion] = field(default_factory=list)
+
+
+def rewrite(
+    module: GraphModule, inputs: Sequence[Any], options: Options, report: GraphReport, dump: Dump
+) -> Rewritten:
+    """Everything before the compiler. Whatever fails here, Dynamo's graph still runs and the report says why.
+
+    Raises UserError (a mistake of the user's) and Dynamo's control flow; nothing else.
+    """
+    stopwatch = Stopwatch(report.seconds)
+    dump.graph("dynamo", module)
+    try:
+        with stopwatch("normalise"):
+            normal = normalize(module, inputs)
+        if isinstance(normal, Reason):
+            report.refuse(normal)
+            return Rewritten()
+        dump.graph("normal", normal.module)
+        report.regions = {region.key for node in normal.module.graph.nodes for region in regions_of(node)}
+        with stopwatch("detect"):
+            sites = detect(normal)
+        with stopwatch("prove"):
+            sites = unproven(sites, normal, options.verify)
+        report.sites = [SiteRecord.of(site) for site in sites]
+        for reason in sites.refusals:
+            report.refuse(reason)
+        return _run_passes(normal, sites, inputs, options, report, dump, stopwatch)
+    except (UserError, *CONTROL_FLOW):
+        raise
+    except Exception as error:
+        log.debug("laconic fell back to the original graph", exc_info=True)
+        report.refuse(Reason("pass-failed", f"{type(error).__name__}: {error}"))
+        for row in report.rewrites:
+            row.status = "fell_back"
+        return Rewritten()
+
+
+def _run_passes(
+    normal: NormalGraph,
+    sites: Sites,
+    inputs: Sequence[Any],
+    options: Options,
+    report: GraphReport,
+    dump: Dump,
+    stopwatch: Stopwatch,
+) -> Rewritten:
+    graph, regions = normal, []
+    ids = {(site.kind, tuple(node.name for node in site.outputs)): site.id for site in sites}
+    fuel = options.fuel
+    enabled = options.enabled()
+    named = {item.name for item in options.passes if isinstance(item, Pass)}
+    from ..passes.base import FACTORIES
+    for name in ORDER:
+        if name not in FACTORIES: continue
+        chosen = select(name, enabled.get(name), graph, sites, report)
+        for selection in chosen:
+            with stopwatch(name):
+                plan = _plan(selection, graph, sites, report)
+                regions.extend(plan.regions)
+                rewrites, fuel = _spend(plan.rewrites, fuel, selection, report)
+                kept = within_budget(graph, inputs, rewrites, selection.item, options, report)
+                outcome = apply(graph, [rewrite for rewrite, _ in kept])
+                for refused, reason in outcome.refused:
+                    report.refuse(reason, pass_name=name, site=_id(ids, refused.site))
+                errors = dict(kept)
+                for done in outcome.applied:
+                    report.rewrites.append(
+                        RewriteRecord(
+                            repr(selection.item), _id(ids, done.site), "applied", done.fidelity.value, done.op,
+                            error=errors[done],
+                        )
+                    )
+                if outcome.applied:
+                    graph = outcome.graph
+                    dump.graph(name, graph.module)
+                    # Node identities changed with the clone, so later passes look at the graph as it is now.
+                    sites = _again(graph, options, ids, report)
+        if name in named and not _left_a_trace(name, chosen, regions, report):
+            report.refuse(Reason("no-site", f"nothing in this graph for {enabled.get(name)!r}"), pass_name=name)
+    _name_providers(graph, report)
+    return Rewritten(graph if graph is not normal or regions else None, regions)
+
+
+def _plan(selection: Selection, graph: NormalGraph, sites: Sites, report: GraphReport) -> Plan:
+    """One pass' plan; an exception in a pass costs that pass only."""
+    name = selection.item.name
+    try:
+        plan = selection.item.policy.plan(PlanContext(graph, sites, selection.targets, selection.whole_graph))
+    except (UserError, *CONTROL_FLOW):
+        raise
+    except Exception as error:
+        log.debug("pass %s failed while planning", name, exc_info=True)
+        report.refuse(Reason("pass-failed", f"{type(error).__name__}: {error}"), pass_name=name)
+        return Plan()
+    for site, reason in plan.refusals:
+        report.refuse(reason, pass_name=name, site=site.id if site is not None else "")
+    return plan
+
+
+def _spend(
+    rewrites: Sequence[Rewrite], fuel: int | None, selection: Selection, report: GraphReport
+) -> tuple[list[Rewrite], int | None]:
+    """As many rewrites as there is fuel for: lowering the fuel bisects to the rewrite at fault."""
+    if fuel is None:
+        return list(rewrites), None
+    for dropped in rewrites[fuel:]:
+        report.refuse(Reason("out-of-fuel", "no fuel left"), pass_name=selection.item.name, site=dropped.site.id)
+    return list(rewrites[:fuel]), max(0, fuel - len(rewrites))
+
+
+def _again(graph: NormalGraph, options: Options, ids: dict[Any, str], report: GraphReport) -> Sites:
+    found = detect(graph)
+    found = unproven(found, graph, options.verify)
+    for site in found:
+        key = (site.kind, tuple(node.name for node in site.outputs))
+        if key not in ids:
+            ids[key] = f"{site.kind}.{sum(1 for kind, _ in ids if kind == site.kind)}"
+    return found
+
+
+def _id(ids: dict[Any, str], site: Site) -> str:
+    return ids.get((site.kind, tuple(node.name for node in site.outputs)), site.id)
+
+
+def _left_a_trace(name: str, chosen: Sequence[Selection], regions: Sequence[CachedRegion], report: GraphReport) -> bool:
+    mine = {repr(selection.item) for selection in chosen}
+    return (
+        any(row.pass_name in mine for row in report.rewrites)
+        or any(row.pass_name == name for row in report.refusals)
+        or any(type(region.policy) is type(selection.item.policy) for region in regions for selection in chosen)
+    )
+
+
+def _name_providers(graph: NormalGraph, report: GraphReport) -> None:
+    """Say which provider each applied rewrite's operators are lowered to."""
+    by_operator: dict[str, set[str]] = {}
+    for node, row in providers.chosen(graph.module).items():
+        by_operator.setdefault(f"laconic::{node.target._opname}", set()).add(row.name)
+    for record in report.rewrites:
+        record.provider = ", ".join(sorted(by_operator.get(record.op, ())))

@@ -1,0 +1,68 @@
+"""What a rewritten graph becomes at run time: compiled whole or in pieces, behind its prepared inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..passes.plan import CachedRegion
+from ..passes.report import GraphReport
+from ..patterns.graph import NormalGraph
+from .inductor import compile_graph
+from .options import Options
+try:
+    from .prepared import PreparedInputs
+except ImportError:
+    PreparedInputs = None
+
+
+def build(
+    graph: NormalGraph,
+    inputs: Sequence[Any],
+    regions: Sequence[CachedRegion],
+    options: Options,
+    report: GraphReport,
+) -> Callable[..., Any]:
+    """Compile a rewritten graph to the callable Dynamo will call with the caller's inputs only.
+
+    ``inputs`` are the example inputs of the rewritten graph, prepared ones included.
+    """
+
+    def compile_piece(module: torch.fx.GraphModule, values: Sequence[Any]) -> Callable[..., Any]:
+        return compile_graph(module, values, options)
+
+    if regions:
+        from .pieces import compile_pieces
+
+        compiled = compile_pieces(graph, inputs, regions, compile_piece, report)
+    else:
+        compiled = compile_piece(graph.module, inputs)
+    prepare = prepared_inputs(graph)
+    if prepare is None:
+        return compiled
+
+    def run(*args: Any) -> Any:
+        return compiled(*args, *prepare(args))
+
+    return run
+
+
+def prepared_inputs(graph: NormalGraph) -> PreparedInputs | None:
+    """The run-time source of a graph's prepared inputs, in the order of its extra placeholders; None without any."""
+    rows = graph.facts.get("prepared", ())
+    if not rows:
+        return None
+    position = {node: index for index, node in enumerate(graph.placeholders)}
+    ordered = sorted(rows, key=lambda row: position[row[1][0]])
+    return PreparedInputs([(position[item.source], item) for item, _ in ordered])
+
+
+def real_inputs(graph: NormalGraph, inputs: Sequence[Any]) -> list[Any]:
+    """The example inputs of a (rewritten) graph: the caller's, then the prepared ones."""
+    prepare = prepared_inputs(graph)
+    if prepare is None:
+        return list(inputs)
+    with torch.no_grad():
+        return [*inputs, *prepare(inputs)]

@@ -67,7 +67,7 @@ def chosen(module: GraphModule) -> dict[Node, Provider]:
     for node in module.graph.nodes:
         name = getattr(node.target, "_opname", None)
         if getattr(node.target, "namespace", None) == "laconic" and name in OPERATORS:
-            args, kwargs = map_arg((node.args, node.kwargs), lambda operand: operand.meta["val"])
+            args, kwargs = map_arg((node.args, node.kwargs), lambda operand: operand.meta.get("val", operand.meta.get("example_value")))
             rows[node] = choose(OPERATORS[name], args, kwargs)[0]
     return rows
 

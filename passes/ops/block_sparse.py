@@ -54,7 +54,8 @@ def _shape(
     right: int,
     scale: float,
 ) -> Tensor:
-    return query.new_empty(*query.shape[:-1], value.shape[-1])
+    batch, heads, queries, _ = query.shape
+    return query.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
 
 
 @operator(version=1, fake=_shape)
@@ -72,8 +73,8 @@ def block_sparse_attention(
     """``softmax(scale * query key^T)`` over the visible keys, times ``value``; a query that sees no key gives zeros.
 
     Shapes: ``query [B, H, S, D]``, ``key [B, G, T, D]``, ``value [B, G, T, E]`` with ``G`` dividing ``H`` (query head
-    ``h`` reads key head ``h // (H // G)``); any strides. Returns a contiguous ``[B, H, S, E]`` of ``query``'s floating
-    dtype, accumulated in at least float32.
+    ``h`` reads key head ``h // (H // G)``); any strides. Returns ``[B, H, S, E]`` of ``query``'s floating dtype,
+    accumulated in at least float32 and laid out in memory as ``[B, S, H, E]``, as the projection after it reads it.
 
     Key ``j`` is visible to query ``i`` when both hold:
 
@@ -95,4 +96,5 @@ def block_sparse_attention(
     scores = scores.masked_fill(~mask, float("-inf"))
     weights = torch.where(mask.any(-1, keepdim=True), scores, 0.0).softmax(-1)
     weights = weights.masked_fill(~mask, 0.0)
-    return (weights @ value.to(accumulate)).to(query.dtype)
+    out = (weights @ value.to(accumulate)).to(query.dtype)
+    return out.transpose(1, 2).contiguous().transpose(1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from ..patterns.graph import NormalGraph
@@ -141,6 +141,9 @@ class Factory:
         for key in settings:
             if key not in names:
                 raise TypeError(f"laconic.{self.name}({chosen!r}) has no setting {key!r}; {nearest(key, names)}")
+        for item in dataclasses.fields(kind):
+            if item.name not in settings and item.default is MISSING and item.default_factory is MISSING:
+                raise TypeError(f"laconic.{self.name}({chosen!r}) needs {item.name}=")
         for key, value in settings.items():
             if isinstance(value, list):
                 settings[key] = tuple(value)

@@ -24,6 +24,7 @@ CODES: dict[str, str] = {
     "no-provider": "no registered provider supports this operation with these arguments",
     "no-session": "a cached pass ran outside laconic.session, so nothing was reused",
     "no-latent": "no graph output has the shape and type of a graph input, so there is nothing to extrapolate",
+    "identity": "the setting leaves this site as it is, so nothing was rewritten",
     "no-site": "the pass found nothing in this graph it could rewrite",
     "region-not-reached": "a decorated region left no node in any compiled graph",
     "disabled": "switched off by laconic.disable",

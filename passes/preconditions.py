@@ -1,0 +1,57 @@
+"""Checks several policies share: each returns why a site cannot be rewritten, or None."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+
+import torch
+from torch.fx import Node
+
+from ..patterns.graph import NormalGraph
+from ..patterns.reasons import Reason
+from ..patterns.sites import Site
+
+_DETACHED = (torch.ops.aten.detach.default, torch.ops.aten.detach_.default)
+_differentiated: weakref.WeakKeyDictionary[NormalGraph, set[Node]] = weakref.WeakKeyDictionary()
+
+
+def differentiated(graph: NormalGraph) -> set[Node]:
+    """Nodes a gradient may flow through: everything computed from an input that requires one, in a graph that records.
+
+    Dataflow decides, because the fake values of a retraced graph are detached. Kept per graph.
+    """
+    if graph not in _differentiated:
+        reached: set[Node] = set()
+        if graph.grad_enabled:
+            for node in graph.module.graph.nodes:
+                if node.op == "placeholder":
+                    hit = bool(getattr(node.meta.get("val"), "requires_grad", False))
+                else:
+                    hit = node.target not in _DETACHED and any(operand in reached for operand in node.all_input_nodes)
+                if hit:
+                    reached.add(node)
+        _differentiated[graph] = reached
+    return _differentiated[graph]
+
+
+def no_gradient(site: Site, graph: NormalGraph, what: str) -> Reason | None:
+    """``requires-grad`` when a gradient flows through one of the site's inputs; ``what`` names the rewrite."""
+    hit = [node.name for node in site.inputs if node in differentiated(graph)]
+    if not hit:
+        return None
+    return Reason("requires-grad", f"{what} has no gradient, and {hit[0]} needs one", tuple(hit))
+
+
+def static_sizes(what: str, sizes: Iterable[object], node: Node) -> Reason | None:
+    """``unsupported-shape`` when one of ``sizes`` is not a plain number known when compiling."""
+    if all(isinstance(size, int) for size in sizes):
+        return None
+    return Reason("unsupported-shape", f"{what} needs a token count known when compiling", (node.name,))
+
+
+def no_dropout(dropout: float, node: Node) -> Reason | None:
+    """``dropout-active`` for a probability above zero."""
+    if dropout == 0:
+        return None
+    return Reason("dropout-active", f"attention weights are dropped with probability {dropout:g}", (node.name,))

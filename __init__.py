@@ -20,6 +20,13 @@ _HOME = {
     "Report": "passes.report",
     "UserError": "passes.base",
     "Pass": "passes.base",
+    "Policy": "passes.base",
+    "PlanContext": "passes.base",
+    "Plan": "passes.plan",
+    "Rewrite": "passes.plan",
+    "Fidelity": "passes.plan",
+    "Reason": "patterns.reasons",
+    "operator": "passes.dialect",
     "disable": "passes",
     "graph_pass": "passes",
     "cache": "passes",
@@ -36,8 +43,11 @@ if TYPE_CHECKING:
     from .backends.explain import explain, report
     from .backends.session import session
     from .passes import cache, disable, graph_pass, merge_tokens, quantize, scan, sparse_attention
-    from .passes.base import Pass, UserError
+    from .passes.base import Pass, PlanContext, Policy, UserError
+    from .passes.dialect import operator
+    from .passes.plan import Fidelity, Plan, Rewrite
     from .passes.report import Report
+    from .patterns.reasons import Reason
 
 
 def __getattr__(name: str) -> Any:

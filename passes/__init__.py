@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .base import FACTORIES, Disable, Pass, UserError, nearest
+from collections.abc import Callable
+
+from .base import FACTORIES, Disable, Factory, Pass, Policy, UserError, nearest, register
 import contextlib
 
 with contextlib.suppress(ImportError):
@@ -16,13 +18,13 @@ with contextlib.suppress(ImportError):
 with contextlib.suppress(ImportError):
     from .sparse_attention import sparse_attention
 
-ORDER: tuple[str, ...] = (
+ORDER: list[str] = [
     "scan",  # collapses unrolled loops, so everything after it sees a small graph
     "merge_tokens",  # changes token counts: before attention and linears are specialised to them
     "sparse_attention",
     "quantize",  # linears that the passes above left or introduced
     "cache",  # cuts the finished graph into pieces
-)
+]
 """The order in which passes see a graph, whatever the order in the user's list."""
 
 DEFAULTS: tuple[Pass, ...] = (scan(),) if 'scan' in globals() else ()
@@ -40,11 +42,37 @@ def disable(name: str | None = None, /) -> Disable:
     return Disable(name)
 
 
+def graph_pass(name: str, /, *, policy: str | None = None, before: str = "cache") -> Callable[[type[Policy]], Factory]:
+    """Make a pass of one's own from a :class:`Policy` class: the decorated name becomes the verb.
+
+    ``policy`` names the policy (by default the pass' own name, so the verb needs no argument); ``before`` is the pass it
+    runs ahead of. The class is a frozen dataclass whose fields are the settings; see docs/adding_a_pass.md.
+
+    Raises:
+        UserError: the name is taken, ``before`` is not a pass, or the class is not a frozen dataclass Policy.
+    """
+    if name in FACTORIES:
+        raise UserError(f"laconic.graph_pass: there is a pass {name!r} already")
+    if before not in ORDER:
+        raise UserError(f"laconic.graph_pass: before={before!r}; {nearest(before, ORDER)}")
+
+    def make(kind: type[Policy]) -> Factory:
+        parameters = getattr(kind, "__dataclass_params__", None)
+        if not issubclass(kind, Policy) or parameters is None or not parameters.frozen:
+            raise UserError(f"laconic.graph_pass({name!r}) decorates frozen dataclasses derived from laconic.Policy")
+        factory = register(name, {policy or name: kind}, default=policy or name)
+        ORDER.insert(ORDER.index(before), name)
+        return factory
+
+    return make
+
+
 __all__ = [
     "DEFAULTS",
     "ORDER",
     "cache",
     "disable",
+    "graph_pass",
     "merge_tokens",
     "quantize",
     "scan",

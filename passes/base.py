@@ -153,7 +153,7 @@ class Factory:
         return f"laconic.{self.name}"
 
 
-def register(name: str, policies: Mapping[str, type[Policy]], *, default: str | None = None) -> Callable[..., Pass]:
+def register(name: str, policies: Mapping[str, type[Policy]], *, default: str | None = None) -> Factory:
     """Make and register the verb ``name``; its docstring is gathered from its policies."""
     doc = "\n".join(f"{key}: {(kind.__doc__ or '').strip().splitlines()[0]}" for key, kind in policies.items())
     factory = Factory(name, dict(policies), default, doc)

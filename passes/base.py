@@ -79,7 +79,7 @@ class Pass:
     """
 
     name: str
-    policy_name: str | None
+    policy_name: str
     policy: Policy = field(default_factory=Policy)
 
     def __call__(self, target: Target) -> Target:
@@ -88,7 +88,7 @@ class Pass:
         return annotate_region(self, target)
 
     def __repr__(self) -> str:
-        parts = [repr(self.policy_name)] if self.policy_name is not None else []
+        parts = [] if self.policy_name == FACTORIES[self.name].default else [repr(self.policy_name)]
         for item in dataclasses.fields(self.policy):
             value = getattr(self.policy, item.name)
             if value != item.default:
@@ -147,7 +147,7 @@ class Factory:
         for key, value in settings.items():
             if isinstance(value, list):
                 settings[key] = tuple(value)
-        return Pass(self.name, None if policy is None and len(self.policies) == 1 else chosen, kind(**settings))
+        return Pass(self.name, chosen, kind(**settings))
 
     def __repr__(self) -> str:
         return f"laconic.{self.name}"

@@ -28,7 +28,7 @@ def test_the_page_runs() -> None:
         torch.testing.assert_close(got, model(x))
     report = laconic.report(names["fast"])
     assert [row.op for row in report.rewrites] == ["laconic::rounded_linear"] * 2
-    assert report.rewrites[0].pass_name == "laconic.round_weights('round_weights', digits=2)"
+    assert report.rewrites[0].pass_name == "laconic.round_weights(digits=2)"
     with pytest.raises(laconic.UserError, match="there is a pass"):
         laconic.graph_pass("round_weights")
 

@@ -1,6 +1,6 @@
 """Train the demo's diffusion transformer and classifier: ``python -m laconic.examples.train_digits_dit``.
 
-About ten minutes on one CPU core with the default settings; writes ``examples/checkpoints/``.
+About eight minutes on one CPU core with the default settings; writes ``examples/checkpoints/``.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def train_transformer(images: Tensor, labels: Tensor, steps: int, batch: int, se
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=CHECKPOINTS)
     arguments = parser.parse_args()

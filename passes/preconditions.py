@@ -1,16 +1,19 @@
-"""Checks several policies share: each returns why a site cannot be rewritten, or None."""
+"""What several policies ask of a site: checks that return why it cannot be rewritten (or None), and its operands."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..patterns.graph import NormalGraph
 from ..patterns.reasons import Reason
-from ..patterns.sites import Site
+from ..patterns.sites import Operand, Site
 
 _DETACHED = (torch.ops.aten.detach.default, torch.ops.aten.detach_.default)
 _differentiated: weakref.WeakKeyDictionary[NormalGraph, set[Node]] = weakref.WeakKeyDictionary()
@@ -55,3 +58,24 @@ def no_dropout(dropout: float, node: Node) -> Reason | None:
     if dropout == 0:
         return None
     return Reason("dropout-active", f"attention weights are dropped with probability {dropout:g}", (node.name,))
+
+
+def same_batch(query: tuple[Any, ...], key: tuple[Any, ...], value: tuple[Any, ...], groups: int) -> bool:
+    """Whether all batch axes agree, with ``groups`` query heads for each key head on the last of them."""
+    if len(key) != len(query) or len(value) != len(query):
+        return False
+    pairs = [*zip(key[:-2], value[:-2], strict=True), *zip(query[:-3], key[:-3], strict=True)]
+    if len(query) > 2:
+        pairs.append((query[-3], key[-3] * groups))
+    return all(statically_known_true(a == b) for a, b in pairs)
+
+
+def operand_shape(operand: Operand) -> tuple[Any, ...]:
+    """The operand's shape in canonical axis order; entries may be symbolic."""
+    shape = tuple(operand.node.meta["val"].shape)
+    return shape if operand.permutation is None else tuple(shape[axis] for axis in operand.permutation)
+
+
+def permuted(x: Tensor, permutation: tuple[int, ...] | None) -> Tensor:
+    """``x`` with its axes in the given order; None leaves it."""
+    return x if permutation is None else x.permute(permutation)

@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, Operand, Site
+from ..patterns.sites import Attention, Site
 from .base import PlanContext, Policy, positive, register
 from .ops.block_sparse import block_sparse_attention
 from .plan import Fidelity, Rewrite
-from .preconditions import no_dropout, no_gradient, static_sizes
+from .preconditions import no_dropout, no_gradient, operand_shape, permuted, same_batch, static_sizes
 
 _BLOCK = 64
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -66,7 +65,7 @@ def _supported(site: Attention, context: PlanContext) -> Reason | None:
         return Reason("unsupported-dtype", f"attention in {dtype}", _names(site))
     if any(bias.kind != "causal" for bias in site.biases):
         return Reason("unsupported-mask", "the scores carry a mask or bias besides causality", _names(site))
-    if not 2 <= len(query) <= 4 or not _same_batch(query, key, value, site.groups):
+    if not 2 <= len(query) <= 4 or not same_batch(query, key, value, site.groups):
         return Reason("unsupported-shape", f"batch axes of query {query} and key {key} do not pair up", _names(site))
     unknown = static_sizes("a window", (query[-2], key[-2]), site.output)
     if unknown is not None:
@@ -76,29 +75,8 @@ def _supported(site: Attention, context: PlanContext) -> Reason | None:
     return no_dropout(site.dropout, site.output) or no_gradient(site, context.graph, "block-sparse attention")
 
 
-def _same_batch(query: tuple[Any, ...], key: tuple[Any, ...], value: tuple[Any, ...], groups: int) -> bool:
-    """Whether all batch axes agree, with ``groups`` query heads for each key head on the last of them."""
-    if len(key) != len(query) or len(value) != len(query):
-        return False
-    pairs = [*zip(key[:-2], value[:-2], strict=True), *zip(query[:-3], key[:-3], strict=True)]
-    if len(query) > 2:
-        pairs.append((query[-3], key[-3] * groups))
-    return all(statically_known_true(a == b) for a, b in pairs)
-
-
 def _names(site: Site) -> tuple[str, ...]:
     return tuple(node.name for node in site.outputs)
-
-
-def operand_shape(operand: Operand) -> tuple[Any, ...]:
-    """The operand's shape in canonical axis order; entries may be symbolic."""
-    shape = tuple(operand.node.meta["val"].shape)
-    return shape if operand.permutation is None else tuple(shape[axis] for axis in operand.permutation)
-
-
-def permuted(x: Tensor, permutation: tuple[int, ...] | None) -> Tensor:
-    """``x`` with its axes in the given order; None leaves it."""
-    return x if permutation is None else x.permute(permutation)
 
 
 def _windowed(site: Attention, left: int, right: int) -> Any:

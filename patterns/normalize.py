@@ -17,11 +17,12 @@ import torch
 from torch._dynamo.source import ConstantSource
 from torch._guards import TracingContext, detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .batching import BatchingInterpreter
 from .graph import NormalGraph
 from .reasons import Reason
 
@@ -48,7 +49,7 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
             mock.patch.object(fake_mode, "allow_non_fake_inputs", True),
         ):
             # A module whose nodes already carry another fake mode's values must not be asked to reuse them.
-            retraced = make_fx(Interpreter(module).run, pre_dispatch=True, tracing_mode="real")(*fakes)
+            retraced = make_fx(BatchingInterpreter(module, fake_mode).run, pre_dispatch=True, tracing_mode="real")(*fakes)
     except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.TensorifyScalarRestartAnalysis):
         raise
     except Exception as error:
@@ -56,6 +57,10 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
         return Reason("not-normalised", f"{type(error).__name__}: {message[0] if message else 'no message'}")
     if shape_env is not None and len(shape_env.guards) != guards_before:
         return Reason("not-normalised", "retracing would add shape guards")
+    lost = [node.name for node in retraced.graph.find_nodes(op="get_attr") if _is_fake_attribute(retraced, node.target)]
+    if lost:
+        # A value the tracer did not know (a wrapper of some transform) was recorded as a constant: not the same graph.
+        return Reason("not-normalised", "the retrace lost track of a computed value", tuple(lost))
     _carry_over(module, retraced, fakes)
     return NormalGraph(retraced, module, fake_mode, torch.is_grad_enabled())
 
@@ -82,6 +87,10 @@ def _fake(value: Any, fake_mode: FakeTensorMode) -> Any:
     )
 
 
+
+
+def _is_fake_attribute(module: GraphModule, target: Any) -> bool:
+    return isinstance(getattr(module, str(target), None), FakeTensor)
 
 
 def _carry_over(source: GraphModule, target: GraphModule, fakes: Sequence[Any]) -> None:

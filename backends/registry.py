@@ -107,7 +107,7 @@ def entries_of(compiled: Any) -> list[Entry]:
     own = [entry for entry in known if entry.origin.wrapper is wrapper]
     if own:
         return own
-    codes = _codes(compiled)
+    codes = codes_of(compiled)
     return [entry for entry in known if entry.origin.wrapper == wrapper and entry.origin.code in codes]
 
 
@@ -118,7 +118,8 @@ def original_of(compiled: Any) -> Any:
     return getattr(compiled, "_torchdynamo_orig_callable", compiled)
 
 
-def _codes(compiled: Any) -> set[CodeType]:
+def codes_of(compiled: Any) -> set[CodeType]:
+    """The code objects that a compiled module or function may have been traced from."""
     original = original_of(compiled)
     if isinstance(original, torch.nn.Module):
         functions: list[Callable[..., Any]] = [type(module).forward for module in original.modules()]
@@ -127,19 +128,21 @@ def _codes(compiled: Any) -> set[CodeType]:
     return {function.__code__ for function in functions if hasattr(function, "__code__")}
 
 
+_LEADS = ("dynamo_ctx", "callback", "_torchdynamo_orig_backend", "_torchdynamo_orig_callable", "__wrapped__")
+
+
 def _reachable(compiled: Any) -> list[Any]:
     """Objects a compiled callable leads to, breadth first: closures, partial state and Dynamo's context objects."""
     seen: set[int] = set()
     queue = [compiled]
-    found = []
+    found: list[Any] = []
     while queue and len(found) < 200:
         item = queue.pop(0)
         if item is None or id(item) in seen:
             continue
         seen.add(id(item))
         found.append(item)
-        for name in ("dynamo_ctx", "callback", "_torchdynamo_orig_backend", "_torchdynamo_orig_callable", "__wrapped__"):
-            queue.append(_attribute(item, name))
+        queue.extend(_attribute(item, name) for name in _LEADS)
         queue.extend(cell for cell in _closure(item) if not isinstance(cell, torch.nn.Module))
     return found
 

@@ -35,7 +35,7 @@ class Settings:
 
 
 def sinusoids(position: Tensor, width: int, longest: float) -> Tensor:
-    """Sines and cosines ``[..., width]`` of ``position [...]`` at geometrically spaced wavelengths up to ``longest``."""
+    """Sines and cosines ``[..., width]`` of ``position [...]``, geometrically spaced wavelengths up to ``longest``."""
     frequency = torch.exp(-math.log(longest) * torch.arange(width // 2, device=position.device) / (width // 2))
     angle = position.unsqueeze(-1) * frequency
     return torch.cat([angle.sin(), angle.cos()], -1)
@@ -100,7 +100,7 @@ class Block(nn.Module):
 class DigitsDiT(nn.Module):
     """Velocity of the flow at ``x [B, 1, S, S]``, time ``t [B]`` in [0, 1] and ``label [B]`` (10: no class)."""
 
-    def __init__(self, settings: Settings = Settings()) -> None:  # noqa: B008  (frozen)
+    def __init__(self, settings: Settings = Settings()) -> None:
         super().__init__()
         self.settings = settings
         width, patch = settings.width, settings.patch

@@ -1,0 +1,131 @@
+"""What reuse across steps is made of: settings that plan a region, and a tracker that decides while a model runs.
+
+A cache policy has two halves. Its frozen settings (:class:`CachePolicy`) take part in planning and in Dynamo's cache
+key. Its :class:`Tracker`, one per trajectory, model and stream, holds tensors and numbers, runs on the host between
+compiled pieces and never appears in a graph. Write both to add a policy of your own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ..patterns.graph import NormalGraph
+from ..patterns.reasons import Reason
+from .base import Policy
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a trajectory a call is: ``step`` of ``steps``, and which of the step's calls (``stream``) it is.
+
+    Guidance that calls a model twice per step makes two streams: 0 decides, the others follow.
+    """
+
+    step: int
+    steps: int
+    stream: int = 0
+
+    @property
+    def last(self) -> bool:
+        """Whether this is the trajectory's last step, which shows in the result and is always computed."""
+        return self.step == self.steps - 1
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the caller went on after the last step; such calls are always computed."""
+        return self.step >= self.steps
+
+
+class Tracker:
+    """What a policy remembers of one region in one stream of one trajectory, and what it makes of it.
+
+    Entries and exits are the tensors of the region's :class:`~laconic.passes.plan.CachedRegion` nodes, by position.
+    Both may be changed in place by the caller later, so whatever is kept is a copy.
+    """
+
+    ready = False
+    """Whether :meth:`predict` has something to predict from."""
+
+    indicator: float | None = None
+    """The number the last decision rested on, for the summary."""
+
+    def decide(self, moment: Moment, entries: Sequence[Tensor]) -> bool:
+        """Whether this call may be predicted instead of computed. Called once for every call of stream 0."""
+        return False
+
+    def predict(self, entries: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The exits of a call that is not computed: fresh tensors, one per exit."""
+        raise NotImplementedError(f"{type(self).__name__} decides to reuse but does not say what")
+
+    def observe(self, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
+        """Learn from a call that was computed."""
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Every tensor held, for the memory account."""
+        return ()
+
+
+@dataclass(frozen=True)
+class CachePolicy(Policy):
+    """Settings of a policy that reuses results across steps."""
+
+    @property
+    def identity(self) -> bool:
+        """Whether these settings never reuse anything: the compiled pieces then run without any bookkeeping."""
+        return False
+
+    def tracker(self) -> Tracker:
+        """A new tracker at the beginning of a trajectory."""
+        raise TypeError(f"{type(self).__name__} has no tracker")
+
+
+def unfit(graph: NormalGraph) -> Reason | None:
+    """Why no call of this graph may be skipped: it is differentiated, or it writes into its inputs."""
+    if graph.grad_enabled:
+        for node in graph.placeholders:
+            if getattr(node.meta.get("val"), "requires_grad", False):
+                text = "a reused step has no gradient; run under torch.no_grad or torch.inference_mode"
+                return Reason("requires-grad", text, (node.name,))
+    writes = written_inputs(graph)
+    if writes:
+        return Reason("mutation", "the graph writes into its inputs, which a skipped call would not do", writes)
+    return None
+
+
+def written_inputs(graph: NormalGraph) -> tuple[str, ...]:
+    """Names of the in-place operations that write into a graph input or a view of one."""
+    views: set[Node] = set(graph.placeholders)
+    found = []
+    for node in graph.module.graph.nodes:
+        if node.op == "get_attr":
+            views.add(node)
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None:
+            continue
+        for argument, value in _bound(schema, node):
+            if argument.alias_info is None:
+                continue
+            touched = {item for item in (value if isinstance(value, list | tuple) else (value,))} & views
+            if touched:
+                views.add(node)
+                if argument.alias_info.is_write:
+                    found.append(node.name)
+    return tuple(found)
+
+
+def _bound(schema: torch.FunctionSchema, node: Node) -> list[tuple[Any, Any]]:
+    given = []
+    for index, argument in enumerate(schema.arguments):
+        if index < len(node.args):
+            value = node.args[index]
+        else:
+            value = node.kwargs.get(argument.name)
+        if isinstance(value, Node) or (isinstance(value, list | tuple) and any(isinstance(v, Node) for v in value)):
+            given.append((argument, value))
+    return given

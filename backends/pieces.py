@@ -19,6 +19,7 @@ from ..passes.plan import CachedRegion
 from ..passes.report import GraphReport, RewriteRecord
 from ..passes.reuse import CachePolicy
 from ..patterns.graph import NormalGraph
+from ..patterns.reasons import Reason
 from .controller import Controller
 
 CompilePiece = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
@@ -44,10 +45,14 @@ def compile_pieces(
 ) -> Callable[..., Any]:
     """The callable of a graph whose ``regions`` are decided on the host; it returns the graph's outputs as a tuple.
 
-    ``inputs`` are the example inputs by position; nothing of them is kept. Raises ValueError when the regions cannot
-    be run one after another (one needs a later one's result), and what ``compile_piece`` raises.
+    ``inputs`` are the example inputs by position; nothing of them is kept. Regions that cannot be run one after another
+    are given up together, with a line in the report. Raises what ``compile_piece`` raises.
     """
-    pieces = cut(graph, regions)
+    try:
+        pieces = cut(graph, regions)
+    except ValueError as error:
+        report.refuse(Reason("rolled-back", f"the graph cannot be cut at its cached regions: {error}"))
+        return compile_piece(graph.module, inputs)
     values: dict[Node, Any] = dict(zip(graph.placeholders, inputs, strict=True))
     slots: dict[Node, int] = {node: index for index, node in enumerate(graph.placeholders)}
     position = dict(slots)

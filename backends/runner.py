@@ -36,7 +36,7 @@ def build(
     if regions:
         from .pieces import compile_pieces
 
-        compiled = compile_pieces(graph, inputs, regions, compile_piece, report)
+        compiled = compile_pieces(graph, inputs, regions, compile_piece, report, options.error_budget)
     else:
         compiled = compile_piece(graph.module, inputs)
     prepare = prepared_inputs(graph)

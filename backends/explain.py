@@ -11,6 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import dynamo_timed, get_metrics_context
 from torch._dynamo.variables.torch_function import torch_function_mode_stack_state_mgr
 from torch._guards import TracingContext, tracing
+from torch.fx import GraphModule
 
 from ..passes.base import Disable, Pass, UserError
 from ..passes.regions import REGIONS
@@ -19,6 +20,7 @@ from ..patterns.reasons import Reason
 from . import registry
 from .debug import Dump
 from .options import Options
+from .isolated import Visit, visit_graphs
 from .pipeline import rewrite
 
 
@@ -50,29 +52,47 @@ def explain(
     if not callable(original):
         raise UserError(f"laconic.explain takes a module, a function or a compiled object, not {type(model).__name__}")
     report = Report()
+
+    def plan(module: GraphModule, inputs: Sequence[Any]) -> None:
+        graph = GraphReport(len(report.graphs), len(module.graph.nodes))
+        dump = Dump(number=graph.id, collect=True)
+        rewritten = rewrite(module, inputs, parsed, graph, dump)
+        graph.nodes_after = len((rewritten.graph.module if rewritten.graph is not None else module).graph.nodes)
+        report.graphs.append(graph)
+        report.sources.update(dump.sources)
+
     try:
         with get_metrics_context(), dynamo_timed("laconic.explain"), torch_function_mode_stack_state_mgr:
-            captured = fullgraph_capture(original, args, kwargs or None)
+            captured = fullgraph_capture(original, args, kwargs or None).backend_input
     except TorchDynamoException as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        report.extra_refusals.append(RefusalRecord("", "", "not-normalised", f"not one graph: {text}"))
-        return report
-    backend_input = captured.backend_input
-    if backend_input is None:
-        return report
-    context = TracingContext(backend_input.fake_mode)
-    context.tensor_to_context = backend_input.tensor_to_context
-    graph = GraphReport(0, len(backend_input.graph_module.graph.nodes))
-    dump = Dump(collect=True)
-    with tracing(context):
-        rewritten = rewrite(backend_input.graph_module, backend_input.example_inputs, parsed, graph, dump)
-    module = rewritten.graph.module if rewritten.graph is not None else backend_input.graph_module
-    graph.nodes_after = len(module.graph.nodes)
-    report.graphs.append(graph)
-    report.sources = dump.sources
+        _in_parts(original, args, kwargs, plan, error, report)
+    else:
+        if captured is not None:
+            context = TracingContext(captured.fake_mode)
+            context.tensor_to_context = captured.tensor_to_context
+            with tracing(context):
+                plan(captured.graph_module, captured.example_inputs)
     if why is not None:
-        report.near_misses = near_misses(graph, why)
+        report.near_misses = near_misses(report, why)
     return report
+
+
+def _in_parts(
+    original: Any, args: Sequence[Any], kwargs: Mapping[str, Any], plan: Visit, error: Exception, report: Report
+) -> None:
+    """A model that breaks the graph: each of its graphs is planned, and the report says where the break is."""
+    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    refusal = Reason("not-normalised", f"not one graph: {text.strip()}")
+    report.extra_refusals.append(RefusalRecord("", "", refusal.code, refusal.text))
+    if not isinstance(original, torch.nn.Module):
+        return  # a function cannot be copied, and running it may change what it closes over
+    try:
+        visit_graphs(original, args, kwargs, plan)
+    except UserError:
+        raise
+    except Exception as failure:
+        failed = Reason("not-normalised", f"the graphs after the break: {type(failure).__name__}: {failure}")
+        report.extra_refusals.append(RefusalRecord("", "", failed.code, failed.text))
 
 
 def report(compiled: Any) -> Report:
@@ -94,12 +114,12 @@ def report(compiled: Any) -> Report:
     return result
 
 
-def near_misses(graph: GraphReport, path: str) -> list[str]:
+def near_misses(report: Report, path: str) -> list[str]:
     """Refusals of detection under a module path, as lines for the report."""
     lines = [f"why {path}:"]
-    found = [site for site in graph.sites if _under(site.module, path)]
+    found = [site for site in report.sites if _under(site.module, path)]
     lines += [f"  found {site.kind} {site.id} ({site.form}) at {site.source}" for site in found]
-    lines += [f"  {row.site} ({row.code}) {row.text}" for row in graph.refusals if path in row.text or path in row.site]
+    lines += [f"  {row.site} ({row.code}) {row.text}" for row in report.refusals if path in row.text or path in row.site]
     return lines if len(lines) > 1 else [*lines, "  nothing under this path came close to a pattern"]
 
 

@@ -100,6 +100,25 @@ def test_explain_of_a_model_with_a_graph_break_says_so() -> None:
     report = laconic.explain(broken, torch.randn(3))
     assert report.refusals[0].code == "not-normalised"
 
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.norm(self.first(x))
+            torch._dynamo.graph_break()
+            return self.second(x)
+
+    model = Broken().train()
+    before, state = model.norm.running_mean.clone(), torch.random.get_rng_state()
+    report = laconic.explain(model, torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    assert [site.module for site in report.sites if site.kind == "linear"] == ["first", "second"]
+    assert len(report.graphs) == 2
+    assert torch.equal(model.norm.running_mean, before)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch._dynamo.eval_frame._debug_get_cache_entry_list(Broken.forward.__code__)
+
 
 def test_why_names_what_is_there() -> None:
     model, x = example()

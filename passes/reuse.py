@@ -18,6 +18,7 @@ from torch.fx import Node
 from ..patterns.graph import NormalGraph
 from ..patterns.reasons import Reason
 from .base import Policy
+from .preconditions import differentiated
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,10 @@ class CachePolicy(Policy):
 
 def unfit(graph: NormalGraph) -> Reason | None:
     """Why no call of this graph may be skipped: it is differentiated, or it writes into its inputs."""
-    if graph.grad_enabled:
-        for node in graph.placeholders:
-            if getattr(node.meta.get("val"), "requires_grad", False):
-                text = "a reused step has no gradient; run under torch.no_grad or torch.inference_mode"
-                return Reason("requires-grad", text, (node.name,))
+    reached = differentiated(graph)
+    if any(node in reached for node in graph.output.all_input_nodes):
+        text = "a reused step has no gradient; call under torch.no_grad or torch.inference_mode"
+        return Reason("requires-grad", text)
     writes = written_inputs(graph)
     if writes:
         return Reason("mutation", "the graph writes into its inputs, which a skipped call would not do", writes)

@@ -101,6 +101,9 @@ def _carry_over(source: GraphModule, target: GraphModule, fakes: Sequence[Any]) 
             if key in old.meta:
                 new.meta[key] = old.meta[key]
         new.meta.setdefault("val", fake)
+        if isinstance(fake, torch.Tensor) and fake.requires_grad:
+            # The tracer records detached values; which inputs need a gradient must stay visible to the passes.
+            new.meta["val"] = fake
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
         new.meta["laconic.name"] = old.name

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx import Node
 
+from ..patterns.graph import NormalGraph
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, Site
+from ..patterns.sites import Attention, Operand, Site
 from .base import PlanContext, Policy, positive, register
 from .ops.tokens import Merging, bipartite_match, match_tokens, merge, merge_limit, unmerge
 from .plan import Fidelity, Rewrite
-from .preconditions import no_dropout, no_gradient, operand_shape, permuted, same_batch, static_sizes
+from .preconditions import differentiated, no_dropout, no_gradient, operand_shape, permuted, same_batch, static_sizes
+from .projections import Projection, private, projection_after, projection_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class ToMe(Policy):
         if r > limit:
             text = f"r={r} is above {limit}, all that {tokens} tokens with {self.protect} protected allow"
             return Reason("unsupported-shape", text, names)
-        return _around_attention(self, site, r)
+        return _merged(self, site, r, context.graph)
 
 
 def _supported(site: Attention, context: PlanContext) -> Reason | None:
@@ -87,22 +91,65 @@ def _supported(site: Attention, context: PlanContext) -> Reason | None:
     return no_dropout(site.dropout, site.output) or no_gradient(site, context.graph, "token merging")
 
 
-def _around_attention(policy: ToMe, site: Attention, r: int) -> Rewrite:
-    """Merge queries, keys and values, attend, restore."""
-    permutations = (site.query.permutation, site.key.permutation, site.value.permutation)
+def _merged(policy: ToMe, site: Attention, r: int, graph: NormalGraph) -> Rewrite:
+    """Merge queries, keys and values, attend, restore.
+
+    Where an operand is a linear layer of the tokens, its input is merged and the layer runs on what is left; where one
+    reads the output, tokens are restored after it. Averaging and copying tokens commute with such layers, so the result
+    is the same up to rounding. Keys are computed for every token in any case: they are the metric.
+    """
+    before = _before(site)
+    after = projection_after(site)
+    if after is not None and {after.weight, after.bias} & differentiated(graph):
+        after = None
+    used = [*before.values(), *([after] if after else [])]
+    nodes = [operand.node for name, operand in _operands(site).items() if name not in before]
+    nodes += [item.x for item in before.values()] + [node for item in used for node in (item.weight, item.bias) if node]
+    inputs = tuple(dict.fromkeys(nodes))
     scale, back, protect, proportional = site.scale, site.output_permutation, policy.protect, policy.proportional
+    operands, groups = _operands(site), site.groups
 
-    def replacement(*operands: Tensor) -> Tensor:
-        read = [permuted(x, order) for x, order in zip(operands, permutations, strict=True)]
-        shape = (*read[0].shape[:-1], read[2].shape[-1])
-        query, key, value = (_with_heads(x, site.groups) for x in read)
+    def whole(name: str, env: Mapping[Node, Tensor]) -> Tensor:
+        """An operand for every token, ``[B, H, N, D]``."""
+        if name in before:
+            return _project(env[before[name].x], before[name], env, operand_shape(operands[name]))
+        return _with_heads(permuted(env[operands[name].node], operands[name].permutation), groups)
+
+    def fewer(name: str, env: Mapping[Node, Tensor], merging: Merging) -> Tensor:
+        """An operand for merged tokens, ``[B, H, R, D]``."""
+        if name not in before:
+            return merge(whole(name, env), merging)
+        batch, heads, tokens, depth = operand_shape(operands[name])
+        x = env[before[name].x].reshape(batch, tokens, -1)
+        return _project(merge(x, merging), before[name], env, (batch, heads, tokens - r, depth))
+
+    def replacement(*values: Tensor) -> Tensor:
+        env = dict(zip(inputs, values, strict=True))
+        key = whole("key", env)
         merging = match_tokens(key.mean(1), r, protect)
-        out = attend(merge(query, merging), merge(key, merging), merge(value, merging), merging, scale, proportional)
-        return permuted(unmerge(out, merging).reshape(shape), back)
+        out = attend(
+            fewer("query", env, merging),
+            merge(key, merging),
+            fewer("value", env, merging),
+            merging,
+            scale,
+            proportional,
+        )
+        if after is not None:
+            bias = None if after.bias is None else env[after.bias]
+            out = F.linear(out.transpose(1, 2).flatten(2), env[after.weight], bias)
+            return unmerge(out, merging).reshape(after.chain[-1].meta["val"].shape)
+        out = unmerge(out, merging)
+        # The batch axes that were missing go again.
+        rank = len(operand_shape(operands["query"]))
+        return permuted(out if rank == 4 else out.flatten(0, 1) if rank == 3 else out[0, 0], back)
 
+    if used:
+        outputs = (after.chain[-1],) if after is not None else site.outputs
+        site = replace(site, inputs=inputs, outputs=outputs, interior=private(used, site.interior))
     return Rewrite(
         site=site,
-        inputs=(site.query.node, site.key.node, site.value.node),
+        inputs=inputs,
         outputs=site.outputs,
         replacement=replacement,
         op=bipartite_match.qualified_name,
@@ -110,8 +157,33 @@ def _around_attention(policy: ToMe, site: Attention, r: int) -> Rewrite:
     )
 
 
+def _operands(site: Attention) -> dict[str, Operand]:
+    return {"query": site.query, "key": site.key, "value": site.value}
+
+
+def _before(site: Attention) -> dict[str, Projection]:
+    """The operands to compute from merged tokens: their linear layer is read by nothing but this site.
+
+    The key is among them only when it shares its layer with another operand, which would otherwise run whole.
+    """
+    found = {name: item for name, operand in _operands(site).items() if (item := projection_of(operand))}
+    interior = private(list(found.values()), site.interior)
+    found = {name: item for name, item in found.items() if item.linear in interior}
+    shared = {item.linear for name, item in found.items() if name != "key"}
+    return {name: item for name, item in found.items() if name != "key" or item.linear in shared}
+
+
+def _project(x: Tensor, item: Projection, env: Mapping[Node, Tensor], shape: tuple[Any, ...]) -> Tensor:
+    """The linear layer's rows for one operand on ``x [B, tokens, C]``, as ``shape`` ``[B, H, tokens, D]``."""
+    batch, heads, tokens, depth = shape
+    weight = env[item.weight].narrow(0, item.first, item.count)
+    bias = None if item.bias is None else env[item.bias].narrow(0, item.first, item.count)
+    out = F.linear(x.reshape(batch, tokens, -1), weight, bias)
+    return out.reshape(batch, tokens, heads, depth).transpose(1, 2)
+
+
 def _with_heads(x: Tensor, groups: int) -> Tensor:
-    """``[B, H, S, D]``. A lone batch axis counts as ``B`` (each row matches its own tokens) unless heads share keys."""
+    """``[B, H, N, D]``. A lone batch axis counts as ``B`` (each row matches its own tokens) unless heads share keys."""
     if x.dim() == 3:
         return x.unsqueeze(1 if groups == 1 else 0)
     return x[None, None] if x.dim() == 2 else x

@@ -184,9 +184,7 @@ def _inline(
     if latest is not None and position[latest] > position[anchor]:
         raise ValueError(f"{latest.name} is computed after {anchor.name}, which would need it")
     inherited = {key: outputs[0].meta[key] for key in _INHERITED if key in outputs[0].meta}
-    local: dict[Node, Any] = dict(
-        zip(replacement.graph.find_nodes(op="placeholder"), operands, strict=True)
-    )
+    local: dict[Node, Any] = dict(zip(replacement.graph.find_nodes(op="placeholder"), operands, strict=True))
     results: Sequence[Any] = ()
     with clone.inserting_before(anchor):
         for node in replacement.graph.nodes:
@@ -223,5 +221,6 @@ def _copy_attribute(root: GraphModule, replacement: GraphModule, node: Node) -> 
 def _remove_dead(clone: Graph, candidates: set[Node]) -> None:
     """Erase replaced interiors nobody reads. Other dead nodes are left: they were there before and may matter."""
     for node in reversed(list(clone.nodes)):
-        if node in candidates and not node.users and not node.is_impure():
+        # Attention counts as random whether or not it drops weights, so randomness does not keep a replaced node.
+        if node in candidates and not node.users and not node.is_impure(impure_random=False):
             clone.erase_node(node)

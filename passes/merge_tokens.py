@@ -115,38 +115,34 @@ def _merged(policy: ToMe, site: Attention, r: int, graph: NormalGraph) -> Rewrit
             return _project(env[before[name].x], before[name], env, operand_shape(operands[name]))
         return _with_heads(permuted(env[operands[name].node], operands[name].permutation), groups)
 
-    def fewer(name: str, env: Mapping[Node, Tensor], merging: Merging) -> Tensor:
-        """An operand for merged tokens, ``[B, H, R, D]``."""
-        if name not in before:
-            return merge(whole(name, env), merging)
-        batch, heads, tokens, depth = operand_shape(operands[name])
-        x = env[before[name].x].reshape(batch, tokens, -1)
-        return _project(merge(x, merging), before[name], env, (batch, heads, tokens - r, depth))
-
     def replacement(*values: Tensor) -> Tensor:
         env = dict(zip(inputs, values, strict=True))
         key = whole("key", env)
         merging = match_tokens(key.mean(1), r, protect)
-        out = attend(
-            fewer("query", env, merging),
-            merge(key, merging),
-            fewer("value", env, merging),
-            merging,
-            scale,
-            proportional,
-        )
+        tokens: dict[Node, Tensor] = {}
+
+        def fewer(name: str) -> Tensor:
+            """An operand for merged tokens, ``[B, H, R, D]``."""
+            if name not in before:
+                return merge(whole(name, env), merging)
+            item, (batch, heads, count, depth) = before[name], operand_shape(operands[name])
+            if item.x not in tokens:
+                tokens[item.x] = merge(env[item.x].reshape(batch, count, -1), merging)
+            return _project(tokens[item.x], item, env, (batch, heads, count - r, depth))
+
+        out = attend(fewer("query"), merge(key, merging), fewer("value"), merging, scale, proportional)
         if after is not None:
             bias = None if after.bias is None else env[after.bias]
             out = F.linear(out.transpose(1, 2).flatten(2), env[after.weight], bias)
-            return unmerge(out, merging).reshape(after.chain[-1].meta["val"].shape)
+            return unmerge(out, merging).reshape(after.linear.meta["val"].shape)
         out = unmerge(out, merging)
         # The batch axes that were missing go again.
         rank = len(operand_shape(operands["query"]))
         return permuted(out if rank == 4 else out.flatten(0, 1) if rank == 3 else out[0, 0], back)
 
     if used:
-        outputs = (after.chain[-1],) if after is not None else site.outputs
-        site = replace(site, inputs=inputs, outputs=outputs, interior=private(used, site.interior))
+        outputs = (after.linear,) if after is not None else site.outputs
+        site = replace(site, inputs=inputs, outputs=outputs, interior=private(used, site.interior, outputs))
     return Rewrite(
         site=site,
         inputs=inputs,
@@ -167,7 +163,7 @@ def _before(site: Attention) -> dict[str, Projection]:
     The key is among them only when it shares its layer with another operand, which would otherwise run whole.
     """
     found = {name: item for name, operand in _operands(site).items() if (item := projection_of(operand))}
-    interior = private(list(found.values()), site.interior)
+    interior = private(list(found.values()), site.interior, site.outputs)
     found = {name: item for name, item in found.items() if item.linear in interior}
     shared = {item.linear for name, item in found.items() if name != "key"}
     return {name: item for name, item in found.items() if name != "key" or item.linear in shared}

@@ -7,7 +7,7 @@ may do it before the layers that feed the site and after the one that follows it
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +48,14 @@ _LONGEST = 16
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """``operand[b, h, n, d] = linear(x, weight[rows], bias[rows])[b, n, h * D + d]``.
+    """A linear layer beside an attention operand ``[B, H, N, D]``.
 
-    ``x`` read as ``[B, N, C]``; ``rows`` is ``first .. first + count``. ``chain`` holds the nodes from the linear layer
-    (included) to the operand's node (included).
+    Before it: ``operand[b, h, n, d] = linear(x, weight[rows], bias[rows])[b, n, h * D + d]`` where ``rows`` is
+    ``first .. first + count`` and ``x`` is read as ``[B, N, C]``. After it: the layer reads ``[B, N, H * D]``.
+    ``chain`` holds the nodes from the layer to the operand, or from the operand to the layer, both included.
     """
 
+    linear: Node
     x: Node
     weight: Node
     bias: Node | None
@@ -61,10 +63,13 @@ class Projection:
     count: int
     chain: tuple[Node, ...]
 
-    @property
-    def linear(self) -> Node:
-        """The linear layer's node."""
-        return self.chain[0]
+    @classmethod
+    def of(cls, linear: Node, chain: Sequence[Node], first: int, count: int) -> Projection | None:
+        """The projection through ``linear``, or None if its operands are not plain values."""
+        x, weight, bias = (*linear.args, None)[:3]
+        if not isinstance(x, Node) or not isinstance(weight, Node) or not (bias is None or isinstance(bias, Node)):
+            return None
+        return cls(linear, x, weight, bias, first, count, tuple(chain))
 
 
 def projection_of(operand: Operand) -> Projection | None:
@@ -96,17 +101,11 @@ def projection_of(operand: Operand) -> Projection | None:
     first = view.storage_offset()
     if first + heads * depth > features:
         return None
-    x, weight, bias = (*linear.args, None)[:3]
-    if not isinstance(x, Node) or not isinstance(weight, Node) or not (bias is None or isinstance(bias, Node)):
-        return None
-    return Projection(x, weight, bias, int(first), heads * depth, tuple(chain))
+    return Projection.of(linear, chain, int(first), heads * depth)
 
 
 def projection_after(site: Attention) -> Projection | None:
-    """The linear layer that reads the site's output ``[B, H, N, E]`` as ``[B, N, H * E]``, if nothing else reads it.
-
-    ``chain`` runs from the site's output (included) to the linear layer (included); ``x`` is the linear's own input.
-    """
+    """The linear layer that reads the site's output ``[B, H, N, E]`` as ``[B, N, H * E]``, if nothing else reads it."""
     node = site.output
     value = node.meta["val"]
     if value.dim() != 4 or not _static(node):
@@ -130,16 +129,12 @@ def projection_after(site: Attention) -> Projection | None:
     features = heads * depth
     if view is None or view.shape[-1] != features or not view.is_contiguous() or view.storage_offset() != 0:
         return None
-    linear = chain[-1]
-    x, weight, bias = (*linear.args, None)[:3]
-    if not isinstance(x, Node) or not isinstance(weight, Node) or not (bias is None or isinstance(bias, Node)):
-        return None
-    return Projection(x, weight, bias, 0, weight.meta["val"].shape[0], tuple(chain))
+    return Projection.of(chain[-1], chain, 0, chain[-1].meta["val"].shape[-1])
 
 
-def private(chains: Sequence[Projection], interior: frozenset[Node]) -> frozenset[Node]:
-    """``interior`` and those nodes of the chains that nothing outside reads."""
-    grown = set(interior)
+def private(chains: Sequence[Projection], interior: Iterable[Node], outputs: Iterable[Node]) -> frozenset[Node]:
+    """``interior``, ``outputs`` and those nodes of the chains that nothing outside reads."""
+    grown = {*interior, *outputs}
     nodes = sorted({node for item in chains for node in item.chain}, reverse=True)
     for node in nodes:
         if all(user in grown for user in node.users):

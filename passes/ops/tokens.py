@@ -34,12 +34,14 @@ def bipartite_match(source: Tensor, destination: Tensor) -> tuple[Tensor, Tensor
 class Merging(NamedTuple):
     """Which of ``N`` tokens become one. ``R = N - r`` rows are left, in the order of the tokens they keep.
 
-    ``kept [B, R]``: the token each row keeps. ``merged [B, r]``: the tokens that join another row.
-    ``row [B, N]``: the row every token went to. ``size [B, R]`` float32: how many tokens each row stands for.
+    ``kept [B, R]``: the token each row keeps. ``merged [B, r]``: the tokens that join another row, which is
+    ``destination [B, r]``. ``row [B, N]``: the row every token went to. ``size [B, R]`` float32: how many tokens a row
+    stands for. Indices are int64.
     """
 
     kept: Tensor
     merged: Tensor
+    destination: Tensor
     row: Tensor
     size: Tensor
 
@@ -68,7 +70,7 @@ def match_tokens(metric: Tensor, r: int, protected: int = 0) -> Merging:
     row = row.scatter(1, merged, destination)
     size = torch.ones(batch, rows, dtype=torch.float32, device=metric.device)
     size = size.scatter_add(1, destination, torch.ones_like(destination, dtype=torch.float32))
-    return Merging(kept, merged, row, size)
+    return Merging(kept, merged, destination, row, size)
 
 
 def merge_limit(tokens: int, protected: int) -> int:
@@ -87,7 +89,7 @@ def merge(x: Tensor, merging: Merging) -> Tensor:
         return index[:, None, :, None].expand(-1, x.shape[1], -1, shape[-1])
 
     total = x.gather(2, along(merging.kept))
-    total = total.scatter_add(2, along(merging.row.gather(1, merging.merged)), x.gather(2, along(merging.merged)))
+    total = total.scatter_add(2, along(merging.destination), x.gather(2, along(merging.merged)))
     mean = total / merging.size.to(x.dtype)[:, None, :, None]
     return mean.reshape(*shape[:-2], rows, shape[-1])
 

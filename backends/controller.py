@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..passes.measure import relative_l2
 from ..passes.report import GraphReport, RewriteRecord
-from ..passes.reuse import CachePolicy, Tracker
+from ..passes.reuse import CachePolicy, Moment, Tracker
 from ..patterns.reasons import Reason
 from . import registry
 from .session import Strand, Trajectory, current
@@ -89,14 +89,14 @@ class Controller:
                 strand.decision = tracker.decide(moment, entries)
             reuse = strand.decision and tracker.ready and not moment.beyond
             if reuse and self.error_budget is not None and self.record.error is None:
-                exits = self._judge(tracker, entries, compute)
+                exits = self._judge(tracker, moment, entries, compute)
                 reuse = False
             elif reuse and self.record.status == "applied":
-                exits = tracker.predict(entries)
+                exits = tracker.predict(moment, entries)
             else:
                 reuse = False
                 exits = compute()
-                tracker.observe(entries, exits)
+                tracker.observe(moment, entries, exits)
         except BaseException:
             # Half-updated state must not be used; the call did not happen, so it is not counted either.
             strand.trackers.clear()
@@ -106,10 +106,10 @@ class Controller:
         return exits
 
     def _judge(
-        self, tracker: Tracker, entries: Sequence[Tensor], compute: Callable[[], Sequence[Any]]
+        self, tracker: Tracker, moment: Moment, entries: Sequence[Tensor], compute: Callable[[], Sequence[Any]]
     ) -> Sequence[Any]:
         """The first reuse, with an error budget: computed as well, and held to the budget by the region's increment."""
-        predicted = tracker.predict(entries)
+        predicted = tracker.predict(moment, entries)
         exits = compute()
         self.record.error = max(
             relative_l2(guess - base, value - base) for guess, value, base in _increments(predicted, exits, entries)
@@ -120,7 +120,7 @@ class Controller:
                 f"the first reused step's increment is off by {self.record.error:.2e}, budget {self.error_budget:.2e}"
             )
             self.report.refuse(Reason("over-budget", text), pass_name="cache", site=self.record.site)
-        tracker.observe(entries, exits)
+        tracker.observe(moment, entries, exits)
         return exits
 
     def _tell_no_session(self) -> None:

@@ -29,19 +29,27 @@ class EasyCache(CachePolicy):
     Args:
         threshold: how large the accumulated relative change may grow before the network runs again. 0 never skips.
         warmup: how many steps are computed at the beginning. The last step is always computed too.
+        order: what a skipped call returns. None is the paper's latent + offset; 0 the last computed output; 1 the line
+            through the last two computed outputs, over the step number (forecasting, as in TaylorSeer, Liu et al. 2025,
+            https://arxiv.org/abs/2503.06923, here of the network's output). Decisions are the same.
         latent: the name of the argument that is the latent, where several inputs have the output's shape.
 
     Raises:
-        ValueError, TypeError: a negative or non-numeric setting.
+        ValueError, TypeError: a setting outside its range or of the wrong type.
     """
 
     threshold: float = 0.05
     warmup: int = 7
+    order: int | None = None
     latent: str | None = None
 
     def __post_init__(self) -> None:
         positive("threshold", self.threshold, kind=float)
         positive("warmup", self.warmup)
+        if self.order is not None:
+            positive("order", self.order)
+            if self.order > 1:
+                raise ValueError(f"order must be None, 0 or 1, not {self.order}")
         if self.latent is not None and not isinstance(self.latent, str):
             raise TypeError(f"latent must be the name of an argument, not {self.latent!r}")
 
@@ -50,7 +58,7 @@ class EasyCache(CachePolicy):
         return self.threshold == 0
 
     def tracker(self) -> Tracker:
-        return EasyCacheTracker(self.threshold, self.warmup)
+        return EasyCacheTracker(self.threshold, self.warmup, self.order)
 
     def plan(self, context: PlanContext) -> Plan:
         """One region, the whole graph from the latent to every computed output, or the reason there is none."""
@@ -72,17 +80,20 @@ class EasyCacheTracker(Tracker):
     """The state of EasyCache. |.| is the mean absolute value, x the latent, y the output's part of the latent's shape.
 
     ``rate`` (k in the paper) is |y - y_full| / |x - x_full| between the last two computed calls; ``drift`` is the sum
-    of rate * |x - x_previous| / |y_full| over the calls since the last computed one. ``full`` is x, y and y - x of that
-    call.
+    of rate * |x - x_previous| / |y_full| over the calls since the last computed one. ``full`` is x and y of that call,
+    ``step`` its step, and ``trend`` what predictions add: y - x (order None), or the change of y per step (order 1).
     """
 
-    def __init__(self, threshold: float, warmup: int) -> None:
+    def __init__(self, threshold: float, warmup: int, order: int | None = None) -> None:
         self.threshold = threshold
         self.warmup = warmup
+        self.order = order
+        self.step = 0
+        self.trend: Tensor | None = None
         self.drift = 0.0
         self.rate: Tensor | None = None
         self.previous: Tensor | None = None
-        self.full: tuple[Tensor, Tensor, Tensor] | None = None
+        self.full: tuple[Tensor, Tensor] | None = None
         self.exits: tuple[Tensor, ...] = ()
 
     @torch.no_grad()
@@ -104,22 +115,32 @@ class EasyCacheTracker(Tracker):
         return False
 
     @torch.no_grad()
-    def observe(self, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
+    def observe(self, moment: Moment, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
         # For the deciding stream decide() has just copied this latent; a following stream copies its own.
         x = self.previous if self.previous is not None else entries[0].clone()
         self.exits = tuple(value.clone() for value in exits)
         y = _part(self.exits[0], x)
         if self.full is not None:
-            self.rate = _mean_abs(y - self.full[1]) / _mean_abs(x - self.full[0])
-        self.full = (x, y, y - x)
+            change = y - self.full[1]
+            self.rate = _mean_abs(change) / _mean_abs(x - self.full[0])
+            if self.order == 1:
+                self.trend = change / (moment.step - self.step)
+        if self.order is None:
+            self.trend = y - x
+        self.full, self.step = (x, y), moment.step
         self.ready = True
 
     @torch.no_grad()
-    def predict(self, entries: Sequence[Tensor]) -> tuple[Any, ...]:
-        (x,) = entries
+    def predict(self, moment: Moment, entries: Sequence[Tensor]) -> tuple[Any, ...]:
         assert self.full is not None, "predict needs a computed call"
-        kept, *others = self.exits
-        moved = (x + self.full[2]).to(kept.dtype)
+        x, (kept, *others) = entries[0], self.exits
+        if self.trend is None:
+            moved = self.full[1].clone()
+        elif self.order is None:
+            moved = x + self.trend
+        else:
+            moved = self.full[1] + (moment.step - self.step) * self.trend
+        moved = moved.to(kept.dtype)
         if kept.shape != x.shape:
             whole = kept.clone()
             _part(whole, x).copy_(moved)
@@ -128,9 +149,7 @@ class EasyCacheTracker(Tracker):
 
     def tensors(self) -> Sequence[Tensor]:
         # The output's part of the latent's shape is a view of the first exit.
-        held = [self.previous, *self.exits]
-        if self.full is not None:
-            held += [self.full[0], self.full[2]]
+        held = [self.previous, self.trend, *self.exits, *(self.full or ())[:1]]
         return list({id(value): value for value in held if value is not None}.values())
 
 

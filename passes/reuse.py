@@ -60,11 +60,11 @@ class Tracker:
         """Whether this call may be predicted instead of computed. Called once for every call of stream 0."""
         return False
 
-    def predict(self, entries: Sequence[Tensor]) -> tuple[Any, ...]:
+    def predict(self, moment: Moment, entries: Sequence[Tensor]) -> tuple[Any, ...]:
         """The exits of a call that is not computed: fresh tensors, one per exit."""
         raise NotImplementedError(f"{type(self).__name__} decides to reuse but does not say what")
 
-    def observe(self, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
+    def observe(self, moment: Moment, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
         """Learn from a call that was computed."""
 
     def tensors(self) -> Sequence[Tensor]:

@@ -1,4 +1,4 @@
-"""Sessions: state never outlives, leaks between or is mistaken for that of another trajectory, model, stream or thread."""
+"""Sessions: state never outlives, leaks into or is mistaken for that of another trajectory, model, stream or thread."""
 
 from __future__ import annotations
 

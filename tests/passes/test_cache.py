@@ -32,11 +32,12 @@ def normal(function, *args, grad: bool = False) -> NormalGraph:  # type: ignore[
 def run(tracker: EasyCacheTracker, network, latents: list[Tensor], steps: int) -> list[tuple[bool, Tensor]]:  # type: ignore[no-untyped-def]
     rows = []
     for step, x in enumerate(latents):
-        if tracker.decide(Moment(step, steps), [x]) and tracker.ready:
-            rows.append((True, tracker.predict([x])[0]))
+        moment = Moment(step, steps)
+        if tracker.decide(moment, [x]) and tracker.ready:
+            rows.append((True, tracker.predict(moment, [x])[0]))
         else:
             y = network(x)
-            tracker.observe([x], [y])
+            tracker.observe(moment, [x], [y])
             rows.append((False, y))
     return rows
 
@@ -93,6 +94,21 @@ def test_decisions_and_values_are_the_papers(tau: float, warmup: int) -> None:
         assert 0 < sum(row[0] for row in actual) < 25
 
 
+@pytest.mark.parametrize("order", [0, 1])
+def test_forecasts_decide_alike_and_continue_the_outputs(order: int) -> None:
+    start, drift = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+    latents = [start + step / 30 * drift for step in range(30)]
+    plain = run(EasyCacheTracker(0.1, 5), lambda x: 2 * x + 1, latents, 30)
+    rows = run(EasyCacheTracker(0.1, 5, order), lambda x: 2 * x + 1, latents, 30)
+    assert [row[0] for row in rows] == [row[0] for row in plain] and any(row[0] for row in rows)
+    for step, (reused, value) in enumerate(rows):
+        exact = 2 * latents[step] + 1
+        if order == 1:  # linear along the trajectory: a line predicts it
+            torch.testing.assert_close(value, exact, rtol=1e-4, atol=1e-4)
+        elif reused:
+            assert torch.equal(value, rows[step - 1][1])
+
+
 def test_a_latent_that_stands_still_computes() -> None:
     tracker = EasyCacheTracker(0.5, 0)
     rows = run(tracker, lambda x: x + 1, [torch.ones(3)] * 6, 10)
@@ -102,13 +118,14 @@ def test_a_latent_that_stands_still_computes() -> None:
 def test_more_channels_and_further_outputs_are_kept_as_they_were() -> None:
     tracker = EasyCacheTracker(0.5, 0)
     x, y, extra = torch.randn(2, 3, 4, 4), torch.randn(2, 6, 4, 4), torch.randn(5)
-    tracker.decide(Moment(0, 9), [x])
-    tracker.observe([x], [y, extra])
-    whole, other = tracker.predict([x + 1])
+    moment = Moment(0, 9)
+    tracker.decide(moment, [x])
+    tracker.observe(moment, [x], [y, extra])
+    whole, other = tracker.predict(moment, [x + 1])
     assert torch.equal(whole[:, :3], (x + 1) + (y[:, :3] - x))
     assert torch.equal(whole[:, 3:], y[:, 3:]) and torch.equal(other, extra)
     whole.zero_(), other.zero_()  # the caller may write into what it got
-    assert torch.equal(tracker.predict([x])[1], extra)
+    assert torch.equal(tracker.predict(moment, [x])[1], extra)
 
 
 def test_settings_are_checked() -> None:
@@ -116,6 +133,8 @@ def test_settings_are_checked() -> None:
         laconic.cache("easycache", threshold=-0.1)
     with pytest.raises(TypeError, match="warmup must be an integer"):
         laconic.cache("easycache", warmup=1.5)
+    with pytest.raises(ValueError, match="order must be None, 0 or 1"):
+        laconic.cache("easycache", order=2)
     with pytest.raises(TypeError, match="latent"):
         laconic.cache("easycache", latent=0)
     with pytest.raises(TypeError, match="did you mean 'threshold'"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import sympy
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from .reasons import Reason
 
@@ -180,7 +180,13 @@ class FeedForward(Site):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scan(Site):
-    """``h_t = decay_t * h_{t-1} + input_t`` along ``dim``; ``output`` holds every ``h_t`` (of ``decay``'s shape)."""
+    """``h_t = decay_t * h_{t-1} + input_t`` along ``dim`` of the tensors it is read from, for ``length`` steps.
+
+    ``decay`` and ``input`` are those tensors, or what the first step reads when each step computes its own. The exact
+    meaning is ``program``: a graph module from ``inputs`` to ``outputs`` that calls
+    :func:`laconic.patterns.recurrence.recurrence` once. ``unfolded`` says why readings of single states, if any, could
+    not be folded into one operation over the stacked states.
+    """
 
     kind: ClassVar[str] = "scan"
     decay: Node
@@ -188,6 +194,9 @@ class Scan(Site):
     initial: Node | None
     dim: int
     reverse: bool = False
+    length: int = 0
+    program: GraphModule | None = None
+    unfolded: tuple[Reason, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -196,6 +205,8 @@ class Scan(Site):
             "initial": self.initial.name if self.initial else None,
             "dim": self.dim,
             "reverse": self.reverse,
+            "length": self.length,
+            "unfolded": [str(reason) for reason in self.unfolded],
         }
 
 

@@ -64,13 +64,10 @@ def linear_recurrence(decay: Tensor, input: Tensor, initial: Tensor | None, dim:
     Nets Over Sequence Length" (ICLR 2018), for its gradient.
     """
     length = input.shape[dim]
-    states = torch.empty(input.shape, dtype=input.dtype, device=input.device)
-    previous = initial
+    states: list[Tensor] = []
+    state = initial
     for step in reversed(range(length)) if reverse else range(length):
-        state = states.select(dim, step)
-        if previous is None:
-            state.copy_(input.select(dim, step))
-        else:
-            torch.addcmul(input.select(dim, step), decay.select(dim, step), previous, out=state)
-        previous = state
-    return states
+        decayed = None if state is None else decay.select(dim, step) * state
+        state = input.select(dim, step) if decayed is None else decayed + input.select(dim, step)
+        states.append(state)
+    return torch.stack(states[::-1] if reverse else states, dim) if states else input.clone()

@@ -1,0 +1,234 @@
+"""Scan sites spelled as anything built of +, x and data movement: associative-scan trees, doubling, blocked forms.
+
+Such a region is polynomial in the two tensors it cuts into pieces. Two polynomials that agree at a random point are
+equal with overwhelming probability (Schwartz 1980, Zippel 1979), so a region is a scan if running it on random tensors
+gives what the recurrence gives. No spelling is written down here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from . import batched
+from .chains import unwrap
+from .describe import description
+from .evaluate import Region, agree
+from .recurrence import operands, recurrence
+from .sites import Scan
+
+aten = torch.ops.aten
+
+_ARITHMETIC = {aten.mul.Tensor, aten.add.Tensor, aten.addcmul.default}
+_CUTS = {
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.split.Tensor,
+    aten.chunk.default,
+    aten.unbind.int,
+    aten.narrow.default,
+}
+_CONSTANTS = {
+    aten.zeros.default,
+    aten.ones.default,
+    aten.full.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+}
+_MOVEMENT = (
+    _CUTS
+    | _CONSTANTS
+    | {
+        aten.movedim.int,
+        aten.transpose.int,
+        aten.permute.default,
+        aten.stack.default,
+        aten.cat.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.view.default,
+        aten.reshape.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.expand.default,
+        aten.pad.default,
+        aten.constant_pad_nd.default,
+        aten.flip.default,
+        aten.roll.default,
+        aten.clone.default,
+        aten.contiguous.default,
+        aten.alias.default,
+        aten.to.dtype,
+        aten.split_with_sizes.default,
+    }
+)
+
+
+def tree_sites(graph: Graph, order: dict[Node, int]) -> Iterator[Scan]:
+    """Proven sites of the graph, one for each pair of tensors that is cut along one axis and scanned."""
+    taken: set[Node] = set()
+    for first, second, dim in _pairs(graph):
+        if first in taken or second in taken:
+            continue
+        region = _closure(first, second)
+        if not _worth_running(region, first, second, dim):
+            continue
+        for decay, input in ((first, second), (second, first)):
+            site = _site(decay, input, dim, region, order)
+            if site is not None:
+                taken |= {first, second, *site.interior}
+                yield site
+                break
+
+
+def _pairs(graph: Graph) -> Iterator[tuple[Node, Node, int]]:
+    """Tensors cut along one axis of one size, next to each other in the order of their first cut."""
+    latest: dict[tuple[int, int, int], Node] = {}
+    for node in graph.nodes:
+        if node.target not in _CUTS or not isinstance(node.args[0], Node):
+            continue
+        source = node.args[0]
+        value = source.meta.get("val")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        position = 2 if node.target in (aten.split.Tensor, aten.chunk.default) else 1
+        dim: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
+        dim %= value.dim()
+        size = value.shape[dim]
+        if not isinstance(size, int):
+            continue
+        key = (value.dim(), dim, size)
+        before = latest.get(key)
+        if before is not None and before is not source:
+            yield before, source, dim
+        latest[key] = source
+
+
+def _closure(first: Node, second: Node) -> dict[Node, None]:
+    """Everything computed from the pair alone by arithmetic and data movement, in graph order."""
+    inside: dict[Node, None] = {}
+    waiting: dict[Node, int] = {}
+    ready = [first, second]
+    while ready:
+        for user in ready.pop().users:
+            if user in inside or user.op != "call_function":
+                continue
+            if user.target not in _ARITHMETIC and user.target not in _MOVEMENT and not _is_getitem(user):
+                continue
+            missing = waiting.get(user)
+            if missing is None:
+                missing = sum(1 for item in user.all_input_nodes if not _is_constant(item))
+            missing -= 1
+            waiting[user] = missing
+            if missing == 0:
+                inside[user] = None
+                ready.append(user)
+    return dict.fromkeys(sorted(inside))
+
+
+def _is_getitem(node: Node) -> bool:
+    source = node.args[0] if node.args else None
+    return getattr(node.target, "__name__", "") == "getitem" and isinstance(source, Node) and source.target in _CUTS
+
+
+def _is_constant(node: Node) -> bool:
+    return node.target in _CONSTANTS and not node.all_input_nodes
+
+
+def _worth_running(region: dict[Node, None], first: Node, second: Node, dim: int) -> bool:
+    """Whether the region multiplies and adds its own values and gives something of the full shape back."""
+    products = sum(1 for node in region if node.target in (aten.mul.Tensor, aten.addcmul.default))
+    sums = any(node.target in (aten.add.Tensor, aten.addcmul.default) for node in region)
+    length = first.meta["val"].shape[dim]
+    if not products or not sums or length < 2:
+        return False
+    shapes = {value.meta["val"].shape for value in (first, second)}
+    return any(isinstance(node.meta.get("val"), Tensor) and node.meta["val"].shape in shapes for node in region)
+
+
+def _site(decay: Node, input: Node, dim: int, region: dict[Node, None], order: dict[Node, int]) -> Scan | None:
+    shape = input.meta["val"].shape
+    if not _broadcasts(decay.meta["val"].shape, shape):
+        return None
+    candidates = [
+        node
+        for node in region
+        if isinstance(node.meta.get("val"), Tensor)
+        and node.meta["val"].shape == shape
+        and node.meta["val"].dtype == input.meta["val"].dtype
+    ]
+    output = _first_equal(decay, input, dim, candidates, order)
+    if output is None:
+        return None
+    program = Graph()
+    copies = {node: program.placeholder(node.name) for node in (decay, input)}
+    length = int(shape[dim])
+    # The operands are aligned with time in front, as the steps of a loop are.
+    moved = [program.call_function(aten.movedim.int, (copies[node], dim, 0)) for node in (decay, input)]
+    ready = program.call_function(
+        operands, (*moved, None, (True, True), len(shape) - 1, length, output.meta["val"].dtype)
+    )
+    parts = [program.call_function(batched.part, (ready, position)) for position in range(3)]
+    states = program.call_function(recurrence, (*parts, 0, False))
+    program.output((program.call_function(aten.movedim.int, (states, 0, dim)),))
+    interior = _between({decay, input}, output)
+    return Scan(
+        id="",
+        form="tree",
+        decay=decay,
+        input=input,
+        initial=None,
+        dim=dim,
+        length=length,
+        program=GraphModule(torch.nn.Module(), program),
+        **description(output, frozenset(interior), (decay, input), (output,)),
+    )
+
+
+def _broadcasts(decay: Any, shape: Any) -> bool:
+    return len(decay) == len(shape) and all(a is b or a == b or a == 1 for a, b in zip(decay, shape, strict=True))
+
+
+def _first_equal(decay: Node, input: Node, dim: int, candidates: list[Node], order: dict[Node, int]) -> Node | None:
+    """The first candidate that equals the recurrence at two random points."""
+    if not candidates:
+        return None
+    length = int(input.meta["val"].shape[dim])
+    times = {size + offset for size in _halves(length) for offset in (-1, 0, 1)} | {2 * length, 2 * length + 2}
+    run = Region(order, (decay, input), candidates, times)
+    for shrunk in (True, False):
+        generator = torch.Generator().manual_seed(length)
+        try:
+            for _ in range(2):
+                values = run.samples(generator, shrunk=shrunk, unit=(decay,))
+                env = run.run(values, shrunk=shrunk)
+                both = torch.broadcast_tensors(values[decay], values[input])
+                expected = recurrence(*both, None, dim, False)
+                candidates = [node for node in candidates if agree(env[node], expected)]
+        except (RuntimeError, ValueError, IndexError, MemoryError):
+            continue
+        return unwrap(candidates[0])[0] if candidates else None
+    return None
+
+
+def _halves(length: int) -> Iterator[int]:
+    while length:
+        yield length
+        length >>= 1
+
+
+def _between(inputs: set[Node], output: Node) -> set[Node]:
+    found: set[Node] = set()
+    todo = [output]
+    while todo:
+        node = todo.pop()
+        if node not in found and node not in inputs:
+            found.add(node)
+            todo.extend(node.all_input_nodes)
+    return found

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 # The root of a path as Dynamo writes it: a local or global variable, reached through closures or partials or not.
 _ROOT = re.compile(r"^(?:[LG]\[[^\]]*\]|L__[A-Za-z0-9]+___|self\b)")
-_NOT_A_MODULE = re.compile(r"\.(?:__closure__\[\d+\]\.cell_contents|__self__|__func__|func|_orig_mod)(?=\.|$)")
+_NOT_A_MODULE = re.compile(r"\.(?:__closure__\[\d+\]\.cell_contents|__self__|__func__|_orig_mod)(?=\.|$)")
 _BY_KEY = re.compile(r"""(?:\._modules)?\[['"]?([^'"\]]*)['"]?\]""")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from .chains import find_chains
 from .describe import named_dimensions
-from .evaluate import Region, agree
+from .trial import Region, agree
 from .graph import NormalGraph
 from .loops import Influence, loop_site
 from .reasons import Reason
@@ -82,7 +82,7 @@ class _Doubled(torch.fx.Interpreter):
     """Runs a program in float64: element types among its constants are the graph's own."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        from .evaluate import doubled
+        from .trial import doubled
 
         return super().call_function(target, doubled(args), doubled(kwargs))
 

@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from . import batched
 from .chains import unwrap
 from .describe import description
-from .evaluate import Region, agree
+from .trial import Region, agree
 from .recurrence import operands, recurrence
 from .sites import Scan
 

@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ..patterns.graph import NormalGraph
 from ..patterns.reasons import Reason
 from .plan import Prepared, Rewrite
+from .sharing import share
 
 # What a new node inherits from the node whose value it replaces: where the user wrote it, and its decorated regions.
 _INHERITED = ("nn_module_stack", "stack_trace", "custom", "source_fn_stack")
@@ -149,6 +150,7 @@ def _splice(graph: NormalGraph, traced: Iterable[tuple[Rewrite, GraphModule]]) -
                 kept.append((Prepared(source, item.key, item.derive), nodes))
             operands.extend(prepared[source, item.key])
         _inline(root, rewrite, replacement, operands, mapping)
+    share([node for node in clone.nodes if "laconic.rewrite" in node.meta])
     _remove_dead(clone, {mapping[node] for rewrite, _ in traced for node in rewrite.site.interior})
     clone.lint()
     root.recompile()

@@ -23,7 +23,11 @@ try:
     from ..patterns.detect import detect
 except ImportError:
     from ..patterns.sites import Sites as _S
-    def detect(graph): return _S()
+    def detect(graph):
+        from ..patterns.scan import find_scans
+        sites = _S()
+        sites.sites += find_scans(graph, sites)
+        return sites
 from ..patterns.graph import NormalGraph
 from ..patterns.normalize import normalize
 from ..patterns.reasons import Reason

@@ -12,9 +12,10 @@ from torch.fx import GraphModule, Interpreter
 from ..patterns import recurrence as meaning
 from ..patterns.describe import size_hint
 from ..patterns.reasons import Reason
-from ..patterns.sites import Scan, Site
+from ..patterns.sites import Scan, SelectiveScan, Site
 from .base import PlanContext, Policy, register
 from .ops.recurrence import linear_recurrence
+from .ops.selective_scan import selective_scan as selective_scan_operator
 from .plan import Fidelity, Rewrite
 
 
@@ -43,6 +44,29 @@ class LinearScan(Policy):
         )
 
 
+@dataclass(frozen=True)
+class Selective(Policy):
+    """Read the states of a recurrence with an exponential decay as they are made: they are never stored.
+
+    Takes what ``scan()`` leaves behind; memory traffic falls by the number of states per channel. Source: Gu and Dao,
+    "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), section 3.3.
+    """
+
+    kinds: ClassVar[tuple[type[Site], ...]] = (SelectiveScan,)
+    fidelity: ClassVar[Fidelity] = Fidelity.REORDERED
+    gradient: ClassVar[bool] = True
+
+    def rewrite(self, site: SelectiveScan, context: PlanContext) -> Rewrite | Reason | None:
+        return Rewrite(
+            site=site,
+            inputs=site.inputs,
+            outputs=site.outputs,
+            replacement=Replacement(site.program),
+            op=selective_scan_operator.qualified_name,
+            fidelity=self.fidelity,
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Replacement:
     """A scan site's program with its recurrence computed by the operator."""
@@ -57,6 +81,8 @@ class _WithOperator(Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is meaning.recurrence:
             return in_memory_order(*args)
+        if target is meaning.selective:
+            return selective_scan_operator(*args)
         return super().call_function(target, args, kwargs)
 
 
@@ -78,3 +104,4 @@ def in_memory_order(decay: Tensor, input: Tensor, initial: Tensor | None, dim: i
 
 
 scan = register("scan", {"linear": LinearScan}, default="linear")
+selective_scan = register("selective_scan", {"fused": Selective}, default="fused")

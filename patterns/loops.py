@@ -153,6 +153,8 @@ class _Builder:
             return Reason("not-proven", "no state is read", (self.steps[-1].state.name,))
         program.output(tuple(results))
         program.eliminate_dead_code()
+        module = GraphModule(torch.nn.Module(), program)
+        module.meta["laconic.state"] = self.steps[0].state.meta["val"]
         sources = {copy: node for node, copy in lifter.placeholders.items()}
         inputs = tuple(sources[node] for node in program.find_nodes(op="placeholder"))
         anchor = self.steps[-1].state
@@ -167,7 +169,7 @@ class _Builder:
             dim=piece.get(id(input), piece.get(id(decay), 0)),
             reverse=reverse,
             length=len(self.steps),
-            program=GraphModule(torch.nn.Module(), program),
+            program=module,
             unfolded=tuple(refused),
             **description(anchor, frozenset(interior), inputs, outputs),
         )

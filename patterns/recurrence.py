@@ -50,3 +50,50 @@ def operands(
     shape = torch.broadcast_shapes((length, *(1 for _ in range(rank))), *(value.shape for value in values), starting)
     first, second = (value.expand(shape) for value in values)
     return first, second, None if initial is None else initial.to(dtype).expand(shape[1:])
+
+
+def selective(delta: Tensor, rate: Tensor, input: Tensor, expand: Tensor, read: Tensor) -> Tensor:
+    """``sum_n read_tn h_tn [B, L, D]`` of ``h_t = exp(delta_t rate) h_{t-1} + input_t expand_t``.
+
+    ``delta, input [B, L, D]``, ``rate [D, N]``, ``expand, read [B, L, N]``.
+    """
+    decay = torch.exp(delta.unsqueeze(-1) * rate)
+    states = recurrence(decay, input.unsqueeze(-1) * expand.unsqueeze(2), None, 1, False)
+    return (states * read.unsqueeze(2)).sum(-1)
+
+
+def product(*factors: Any) -> Any:
+    """The product of tensors (broadcast) and numbers."""
+    result = factors[0]
+    for factor in factors[1:]:
+        result = result * factor
+    return result
+
+
+def arranged(value: Tensor, axes: tuple[int | None, ...]) -> Tensor:
+    """``value`` with ``axes`` in this order (None: a new axis of size 1); the axes not named have size 1 and go."""
+    named = [axis for axis in axes if axis is not None]
+    rest = [axis for axis in range(value.dim()) if axis not in named]
+    moved = value.permute(*named, *rest)
+    for _ in rest:
+        moved = moved.squeeze(-1)
+    return moved[tuple(None if axis is None else slice(None) for axis in axes)]
+
+
+def selective_operands(
+    delta: Tensor, rate: Tensor, input: Tensor, expand: Tensor, read: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """The five operands of :func:`selective` at their full sizes, from ones that broadcast to them."""
+    batch, length, channels = torch.broadcast_shapes(
+        delta.shape, input.shape, (*expand.shape[:2], 1), (*read.shape[:2], 1), (1, 1, rate.shape[0])
+    )
+    (states,) = torch.broadcast_shapes(rate.shape[1:], expand.shape[2:], read.shape[2:])
+    shapes = (
+        (batch, length, channels),
+        (channels, states),
+        (batch, length, channels),
+        (batch, length, states),
+        (batch, length, states),
+    )
+    operands = (delta, rate, input, expand, read)
+    return tuple(value.to(dtype).expand(shape) for value, shape in zip(operands, shapes, strict=True))

@@ -7,23 +7,23 @@ from typing import Any
 
 import sympy
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from .chains import find_chains
-from .describe import named_dimensions
-from .trial import Region, agree
+from .describe import named_dimensions, size_hint
+from .trial import Region, agree, doubled
 from .graph import NormalGraph
 from .loops import Influence, loop_site
 from .reasons import Reason
-from .sites import Scan, Sites
+from .selective import selective_sites
+from .sites import Scan, SelectiveScan, Sites
 from .trees import tree_sites
 
 SHORTEST_REFUSAL = 8
 """A chain of fewer steps that is no scan is ordinary arithmetic, not worth a line in the report."""
 
 
-def find_scans(graph: NormalGraph | GraphModule, sites: Sites | None = None) -> list[Scan]:
+def find_scans(graph: NormalGraph | GraphModule, sites: Sites | None = None) -> list[Scan | SelectiveScan]:
     """Every proven linear recurrence of the graph, in graph order; refusals are added to ``sites``.
 
     Two spellings are looked for: loops unrolled into a chain of steps, whose operands and readings may be computed in
@@ -33,7 +33,7 @@ def find_scans(graph: NormalGraph | GraphModule, sites: Sites | None = None) -> 
     module = graph.module if isinstance(graph, NormalGraph) else graph
     order = {node: index for index, node in enumerate(module.graph.nodes)}
     refusals = sites.refusals if sites is not None else []
-    found: list[Scan] = []
+    found: list[Scan | SelectiveScan] = []
     chains = find_chains(module.graph)
     influence = Influence(module.graph, chains)
     claimed: set[Node] = set()
@@ -49,11 +49,12 @@ def find_scans(graph: NormalGraph | GraphModule, sites: Sites | None = None) -> 
             text = f"a carried value of {len(chain)} steps is left as it is: {site.text}"
             refusals.append(Reason(site.code, text, names))
     found.extend(site for site in tree_sites(module.graph, order) if not claimed & site.interior)
+    found.extend(site for site in selective_sites(module.graph) if prove_scan(site, order) is None)
     found.sort(key=lambda site: order[site.outputs[0]])
     return [_with_costs(dataclasses.replace(site, id=f"scan.{number}")) for number, site in enumerate(found)]
 
 
-def prove_scan(site: Scan, order: dict[Node, int] | None = None) -> Reason | None:
+def prove_scan(site: Scan | SelectiveScan, order: dict[Node, int] | None = None) -> Reason | None:
     """Run the site's program beside the subgraph it came from, on small random float64 tensors; None when they agree."""
     program = site.program
     if program is None:
@@ -66,7 +67,7 @@ def prove_scan(site: Scan, order: dict[Node, int] | None = None) -> Reason | Non
     for shrunk in (True, False):
         generator = torch.Generator().manual_seed(site.length)
         try:
-            values = region.samples(generator, shrunk=shrunk, unit=(site.decay,))
+            values = region.samples(generator, shrunk=shrunk, unit=(site.decay,) if isinstance(site, Scan) else ())
             env = region.run(values, shrunk=shrunk)
             rebuilt = _Doubled(program).run(*(values[node] for node in site.inputs))
         except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
@@ -82,21 +83,25 @@ class _Doubled(torch.fx.Interpreter):
     """Runs a program in float64: element types among its constants are the graph's own."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        from .trial import doubled
-
         return super().call_function(target, doubled(args), doubled(kwargs))
 
 
-def _with_costs(site: Scan) -> Scan:
-    """FLOPs (a multiply and an add per element) and bytes (two operands read, the states written)."""
-    value = next(item for node in (site.input, site.decay) if isinstance(item := node.meta["val"], Tensor))
-    state = value.numel() if site.length and value.dim() else 1
-    per_step = state // site.length if site.form == "tree" or site.dim < value.dim() else state
-    symbols, example = named_dimensions(L=site.length, E=max(int(per_step), 1) if isinstance(per_step, int) else 1)
-    elements = symbols["L"] * symbols["E"]
+def _with_costs(site: Scan | SelectiveScan) -> Scan | SelectiveScan:
+    """FLOPs and bytes of the operands read and the result written, in sympy over named dimensions."""
+    if isinstance(site, SelectiveScan):
+        value = site.recurrence.meta["val"]
+        elements = max(size_hint(value.numel()) // site.length, 1)
+        symbols, example = named_dimensions(L=site.length, E=elements)
+        total = symbols["L"] * symbols["E"]
+        moved = sum(size_hint(node.meta["val"].numel()) for node in (*site.inputs, *site.outputs))
+        # exp, two multiply-adds and the two outer products
+        return dataclasses.replace(
+            site, flops=7 * total, bytes=sympy.Integer(moved * value.element_size()), dimensions=example
+        )
+    state = site.program.meta["laconic.state"] if site.program is not None else site.input.meta["val"]
+    symbols, example = named_dimensions(L=site.length, E=max(size_hint(state.numel()), 1))
+    total = symbols["L"] * symbols["E"]
+    # One multiply-add per element; decay and input read, the states written.
     return dataclasses.replace(
-        site,
-        flops=2 * elements,
-        bytes=sympy.Integer(3 * value.element_size()) * elements,
-        dimensions=example,
+        site, flops=2 * total, bytes=3 * state.element_size() * total, dimensions=example
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -27,7 +27,8 @@ class Site:
     ``inputs`` are the nodes read from outside, ``outputs`` the nodes whose values leave, ``interior`` every node in
     between (outputs included). ``module`` is the dotted path in ``named_modules()``; ``source`` is ``file:line``;
     ``form`` is the spelling found (for people; no pass may depend on it). ``flops`` and ``bytes`` are sympy
-    expressions in named dimensions, whose example values are in ``dimensions``.
+    expressions in named dimensions, whose example values are in ``dimensions``. ``axes`` gives, where it is known,
+    the named dimensions each axis of an input or interior value is made of (major first; none: size one).
     """
 
     kind: ClassVar[str] = "site"
@@ -42,6 +43,7 @@ class Site:
     bytes: sympy.Expr = field(default_factory=lambda: sympy.Integer(0))
     dimensions: dict[str, int] = field(default_factory=dict)
     fingerprint: str = ""
+    axes: Mapping[Node, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
     @property
     def output(self) -> Node:
@@ -58,14 +60,19 @@ class Site:
 class Bias:
     """A term added to (or a mask applied on) attention scores, in order of application.
 
-    ``kind``: ``additive`` (float, added), ``boolean`` (True is visible), ``causal`` (no node). ``value`` broadcasts
-    against scores ``[*batch, S, T]``. ``structure`` names what the mask was recognised as, if anything
-    (``causal``, ``window``, ``padding``, ``full``).
+    ``kind``: ``additive`` (float, added), ``boolean`` (True is visible), ``hidden`` (True is not visible), ``causal``
+    (no node; key ``j`` is visible to query ``i`` when ``j <= i``). ``value`` broadcasts against scores
+    ``[*batch, S, T]``. ``structure`` names what the mask was recognised as, if anything (``causal``, ``window``,
+    ``padding``: the same for every query, ``full``). ``window = (left, right)`` says which keys around its own
+    position a query sees (None: no limit on that side). ``fill`` is the number put in place of a hidden score; it
+    matters only in rows where every key is hidden.
     """
 
     kind: str
     value: Node | None = None
     structure: str = "unknown"
+    window: tuple[int | None, int | None] | None = None
+    fill: float = float("-inf")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,7 +81,8 @@ class Attention(Site):
 
     ``query [*batch, S, D]``, ``key [*batch, T, D]``, ``value [*batch, T, E]`` after each operand's permutation, and
     ``output [*batch, S, E]`` is permuted by ``output_permutation`` to give the site's output node. ``groups`` is the
-    number of query heads per key head, on the last batch axis (1: equal).
+    number of query heads per key head, on the last batch axis (1: equal). ``hidden_rows`` is what a query that sees
+    no key gets when the hidden scores are infinite: ``"nan"`` or ``"zero"``.
     """
 
     kind: ClassVar[str] = "attention"
@@ -86,6 +94,7 @@ class Attention(Site):
     groups: int = 1
     dropout: float = 0.0
     output_permutation: tuple[int, ...] | None = None
+    hidden_rows: str = "nan"
 
     @property
     def causal(self) -> bool:
@@ -99,7 +108,12 @@ class Attention(Site):
             "value": self.value.node.name,
             "scale": self.scale,
             "biases": [
-                {"kind": b.kind, "value": b.value.name if b.value else None, "structure": b.structure}
+                {
+                    "kind": b.kind,
+                    "value": b.value.name if b.value else None,
+                    "structure": b.structure,
+                    "window": b.window,
+                }
                 for b in self.biases
             ],
             "groups": self.groups,
@@ -207,6 +221,36 @@ class Scan(Site):
             "reverse": self.reverse,
             "length": self.length,
             "unfolded": [str(reason) for reason in self.unfolded],
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SelectiveScan(Site):
+    """``y_t = sum_n read_tn h_tn`` with ``h_t = exp(delta_t rate) h_{t-1} + input_t expand_t``: states read, never kept.
+
+    ``recurrence`` is the node that computes the states now. Each field holds the factors of one operand; ``program`` is
+    the exact meaning, from ``inputs`` to ``outputs``, and calls :func:`laconic.patterns.recurrence.selective` once.
+    """
+
+    kind: ClassVar[str] = "scan"
+    recurrence: Node
+    delta: tuple[Node, ...]
+    rate: tuple[Node, ...]
+    input: tuple[Node, ...]
+    expand: tuple[Node, ...]
+    read: Node
+    length: int
+    program: GraphModule
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "recurrence": self.recurrence.name,
+            "delta": [node.name for node in self.delta],
+            "rate": [node.name for node in self.rate],
+            "input": [node.name for node in self.input],
+            "expand": [node.name for node in self.expand],
+            "read": self.read.name,
+            "length": self.length,
         }
 
 

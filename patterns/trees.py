@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from . import batched
 from .chains import unwrap
 from .describe import description
-from .trial import Region, agree
+from .trial import Region, agree, subgraph
 from .recurrence import operands, recurrence
 from .sites import Scan
 
@@ -177,7 +177,9 @@ def _site(decay: Node, input: Node, dim: int, region: dict[Node, None], order: d
     parts = [program.call_function(batched.part, (ready, position)) for position in range(3)]
     states = program.call_function(recurrence, (*parts, 0, False))
     program.output((program.call_function(aten.movedim.int, (states, 0, dim)),))
-    interior = _between({decay, input}, output)
+    interior = subgraph((output,), {decay, input}) | _dead_beside(region, output)
+    module = GraphModule(torch.nn.Module(), program)
+    module.meta["laconic.state"] = output.meta["val"].select(dim, 0)
     return Scan(
         id="",
         form="tree",
@@ -186,7 +188,7 @@ def _site(decay: Node, input: Node, dim: int, region: dict[Node, None], order: d
         initial=None,
         dim=dim,
         length=length,
-        program=GraphModule(torch.nn.Module(), program),
+        program=module,
         **description(output, frozenset(interior), (decay, input), (output,)),
     )
 
@@ -223,12 +225,10 @@ def _halves(length: int) -> Iterator[int]:
         length >>= 1
 
 
-def _between(inputs: set[Node], output: Node) -> set[Node]:
-    found: set[Node] = set()
-    todo = [output]
-    while todo:
-        node = todo.pop()
-        if node not in found and node not in inputs:
-            found.add(node)
-            todo.extend(node.all_input_nodes)
-    return found
+def _dead_beside(region: dict[Node, None], output: Node) -> set[Node]:
+    """What nobody reads once the output is replaced, such as the products of decays that a tree carries along."""
+    dead: set[Node] = set()
+    for node in reversed(region):
+        if node is not output and all(user in dead or user is output for user in node.users):
+            dead.add(node)
+    return dead

@@ -29,22 +29,9 @@ class Region:
         self, order: Mapping[Node, int], inputs: Sequence[Node], outputs: Sequence[Node], keep: Collection[int]
     ) -> None:
         self.outputs = tuple(outputs)
-        seen: set[Node] = set(inputs)
-        todo = [node for node in outputs if node not in seen]
-        found = list(inputs)
-        nodes: list[Node] = []
-        while todo:
-            node = todo.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node.op != "call_function":
-                found.append(node)
-                continue
-            nodes.append(node)
-            todo.extend(item for item in node.all_input_nodes if item not in seen)
-        self.nodes = sorted(nodes, key=order.__getitem__)
-        self.inputs = tuple(dict.fromkeys(found))
+        inside = sorted(subgraph(outputs, set(inputs)), key=order.__getitem__)
+        self.nodes = [node for node in inside if node.op == "call_function"]
+        self.inputs = (*dict.fromkeys(inputs), *(node for node in inside if node.op != "call_function"))
         self.sizes = _shrunk(self.inputs, keep)
 
     def samples(self, generator: torch.Generator, *, shrunk: bool, unit: Collection[Node] = ()) -> dict[Node, Any]:
@@ -84,6 +71,18 @@ _SIZED = {
     f"aten.{name}"
     for name in ("view.default", "reshape.default", "expand.default", "new_zeros.default", "new_full.default")
 }
+
+
+def subgraph(outputs: Iterable[Node], inputs: Collection[Node]) -> set[Node]:
+    """Every node that ``outputs`` are computed from, down to ``inputs`` (not included)."""
+    found: set[Node] = set()
+    todo = list(outputs)
+    while todo:
+        node = todo.pop()
+        if node not in found and node not in inputs:
+            found.add(node)
+            todo.extend(node.all_input_nodes)
+    return found
 
 
 def sample(shape: Sequence[int], generator: torch.Generator, *, unit: bool = False) -> Tensor:
@@ -128,5 +127,11 @@ def _resized(args: Any, sizes: Mapping[int, int]) -> Any:
 
 
 def doubled(args: Any) -> Any:
-    """Arguments with every real element type replaced by float64."""
-    return map_aggregate(args, lambda item: torch.float64 if item in _REAL and isinstance(item, torch.dtype) else item)
+    """Arguments with every real element type replaced by float64 and every device by the CPU."""
+    return map_aggregate(args, _on_trial)
+
+
+def _on_trial(item: Any) -> Any:
+    if isinstance(item, torch.device):
+        return torch.device("cpu")
+    return torch.float64 if isinstance(item, torch.dtype) and item in _REAL else item

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from ..passes.base import Disable, Pass, UserError
 from ..passes.report import GraphReport
-from . import block_sparse_cpu, recurrence_cpu, registry  # noqa: F401  (providers register on import)
+from . import block_sparse_cpu, int8_cpu, recurrence_cpu, registry  # noqa: F401  (providers register on import)
 from .debug import Dump
 from .inductor import compile_graph
 try:

@@ -10,7 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..passes.base import UserError
-from . import block_sparse_cpu, int8_cpu, providers, recurrence_cpu  # noqa: F401 (each registers its providers)
+from . import providers
 from .fingerprint import Fingerprint
 from .options import Options
 

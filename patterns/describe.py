@@ -15,7 +15,8 @@ from torch.fx import Node
 # The root of a path as Dynamo writes it: a local or global variable, reached through closures or partials or not.
 _ROOT = re.compile(r"^(?:[LG]\[[^\]]*\]|L__[A-Za-z0-9]+___|self\b)")
 _NOT_A_MODULE = re.compile(r"\.(?:__closure__\[\d+\]\.cell_contents|__self__|__func__|_orig_mod)(?=\.|$)")
-_BY_KEY = re.compile(r"""(?:\._modules)?\[['"]?([^'"\]]*)['"]?\]""")
+_DICTIONARY = re.compile(r"""(?:\.__dict__)?(?:\[['"]_modules['"]\]|\._modules)""")
+_BY_KEY = re.compile(r"""\[['"]?([^'"\]]*)['"]?\]""")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -32,6 +33,7 @@ def dotted(path: str) -> str:
     """A path as Dynamo spells it (``L['self'].layers.0``, ``L['self']._modules['0']``) as a plain dotted path."""
     path = _ROOT.sub("", path, count=1)
     path = _NOT_A_MODULE.sub("", path)
+    path = _DICTIONARY.sub("", path)
     path = _BY_KEY.sub(lambda found: f".{found[1]}", path)
     return path.strip(".")
 

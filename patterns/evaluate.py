@@ -1,132 +1,118 @@
-"""Run a part of a graph on small random float64 tensors: the ground on which scan sites are proven."""
+"""Running pieces of the normal form on real tensors from inside a compile, where everything else is fake.
+
+Private torch modules are touched here on purpose; docs/private_torch.md lists them with the versions checked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_aggregate, map_arg
+from torch.utils._python_dispatch import _disable_current_modes
 
-LARGEST_PROOF = 1 << 27
-"""Elements that all values of a proof may have together; above it a region is refused rather than run."""
+from .describe import constant_tensor, ordered, size_hint
+from .nodes import tensor
 
-_PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
-_REAL = (torch.float16, torch.bfloat16, torch.float32)
+# A constant larger than this is not worth computing to find out what it is.
+CONSTANT_LIMIT = 1 << 24
+
+CPU = torch.device("cpu")
 
 
-class Region:
-    """The nodes from ``inputs`` to ``outputs``, to be run on other sizes and in float64.
+@contextlib.contextmanager
+def concretely() -> Iterator[None]:
+    """Outside every fake, proxy and autocast mode, without gradients: plain tensors on the CPU."""
+    with (
+        _disable_current_modes(),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.device("cpu"),
+    ):
+        yield
 
-    ``inputs`` become all that the region reads: those given, then placeholders and constants met on the way.
-    ``keep`` are the sizes with a meaning of their own (time). Every other size above 8 is replaced by a small prime,
-    equal ones by the same; a region whose views do not survive that runs at its own sizes.
+
+def run(
+    nodes: Iterable[Node],
+    values: Mapping[Node, Any],
+    arguments: Callable[[Node, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
+) -> dict[Node, Any]:
+    """Interpret ``nodes`` (in graph order, closed under inputs given ``values``) on real tensors.
+
+    Devices are replaced by the CPU and symbolic sizes by their example value; ``arguments`` may change the arguments
+    of a node before it runs. Call it inside :func:`concretely`.
     """
+    environment: dict[Node, Any] = dict(values)
 
-    def __init__(
-        self, order: Mapping[Node, int], inputs: Sequence[Node], outputs: Sequence[Node], keep: Collection[int]
-    ) -> None:
-        self.outputs = tuple(outputs)
-        seen: set[Node] = set(inputs)
-        todo = [node for node in outputs if node not in seen]
-        found = list(inputs)
-        nodes: list[Node] = []
-        while todo:
-            node = todo.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node.op != "call_function":
-                found.append(node)
-                continue
-            nodes.append(node)
-            todo.extend(item for item in node.all_input_nodes if item not in seen)
-        self.nodes = sorted(nodes, key=order.__getitem__)
-        self.inputs = tuple(dict.fromkeys(found))
-        self.sizes = _shrunk(self.inputs, keep)
+    def value_of(node: Node) -> Any:
+        return environment[node]
 
-    def samples(self, generator: torch.Generator, *, shrunk: bool, unit: Collection[Node] = ()) -> dict[Node, Any]:
-        """Random values of the inputs (and of placeholders read in between); those in ``unit`` are near 1 in size."""
-        sizes = self.sizes if shrunk else {}
-        values: dict[Node, Any] = {}
-        for node in self.inputs:
-            value = node.meta["val"]
-            if isinstance(value, Tensor):
-                shape = [sizes.get(_hint(size), _hint(size)) for size in value.shape]
-                values[node] = sample(shape, generator, unit=node in unit)
-            else:
-                values[node] = sizes.get(_hint(value), _hint(value))
-        return values
-
-    def run(self, values: Mapping[Node, Any], *, shrunk: bool) -> dict[Node, Any]:
-        """Every value of the region. Raises whatever the operators raise on these shapes."""
-        env: dict[Node, Any] = dict(values)
-        sizes = self.sizes if shrunk else {}
-        total = 0
-        for node in self.nodes:
-            args, kwargs = doubled(node.args), doubled(node.kwargs)
-            if not node.all_input_nodes or str(node.target) in _SIZED:
-                args, kwargs = _resized(args, sizes), _resized(kwargs, sizes)
-            args, kwargs = map_arg((args, kwargs), env.__getitem__)
-            target: Any = node.target
-            value = target(*args, **kwargs)
-            env[node] = value
-            if isinstance(value, Tensor) and value._base is None:
-                total += value.numel()
-                if total > LARGEST_PROOF:
-                    raise MemoryError("the region is too large to be proven by running it")
-        return env
-
-
-_SIZED = {
-    f"aten.{name}"
-    for name in ("view.default", "reshape.default", "expand.default", "new_zeros.default", "new_full.default")
-}
-
-
-def sample(shape: Sequence[int], generator: torch.Generator, *, unit: bool = False) -> Tensor:
-    """Random float64; with ``unit`` of magnitude near 1 and either sign, so that long products neither die nor grow."""
-    value = torch.rand(tuple(shape), generator=generator, dtype=torch.float64) * 2 - 1
-    return value.sign() * (1 + 0.03 * value) if unit else value
-
-
-def agree(a: Any, b: Any) -> bool:
-    """Equal up to float64 rounding over long sums and products."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
-        return False
-    scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
-    return bool(((a - b).abs() <= 1e-9 * scale).all())
-
-
-def _shrunk(nodes: Iterable[Node], keep: Collection[int]) -> dict[int, int]:
-    found: dict[int, int] = {}
     for node in nodes:
-        value = node.meta.get("val")
-        for size in value.shape if isinstance(value, Tensor) else ():
-            hint = _hint(size)
-            if hint > 8 and hint not in keep and hint not in found and len(found) < len(_PRIMES):
-                found[hint] = 0
-    primes = [prime for prime in _PRIMES if prime not in keep]
-    return {size: min(size, prime) for size, prime in zip(sorted(found), primes, strict=False)}
+        if node in environment:
+            continue
+        if node.op == "get_attr":
+            environment[node] = _held(node)
+            continue
+        args, kwargs = (map_arg(part, value_of) for part in (node.args, node.kwargs))
+        if arguments is not None:
+            args, kwargs = arguments(node, args, dict(kwargs))
+        args, kwargs = (map_aggregate(part, _on_cpu) for part in (args, kwargs))
+        environment[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+    return environment
 
 
-def _hint(size: Any) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
+def _held(node: Node) -> Any:
+    value = constant_tensor(node)
+    if value is None or value.is_meta or type(value) not in (Tensor, torch.nn.Parameter):
+        raise ValueError(f"{node.name} names no real tensor")
+    return value.detach().to(CPU)
 
 
-def _resized(args: Any, sizes: Mapping[int, int]) -> Any:
-    return map_aggregate(
-        args,
-        lambda item: (
-            sizes.get(_hint(item), _hint(item))
-            if isinstance(item, int | torch.SymInt) and not isinstance(item, bool)
-            else item
-        ),
-    )
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.device):
+        return CPU
+    if isinstance(value, torch.SymInt):
+        return size_hint(value)
+    return value
 
 
-def doubled(args: Any) -> Any:
-    """Arguments with every real element type replaced by float64."""
-    return map_aggregate(args, lambda item: torch.float64 if item in _REAL and isinstance(item, torch.dtype) else item)
+def before(outputs: Iterable[Node], stops: Iterable[Node]) -> list[Node]:
+    """Every node ``outputs`` are computed from, down to and without ``stops`` and symbolic sizes, in graph order."""
+    seen = set(stops)
+    pending = [node for node in outputs if node not in seen]
+    found = []
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        found.append(node)
+        pending.extend(read for read in node.all_input_nodes if read not in seen)
+    return ordered(found)
+
+
+_KNOWN: WeakKeyDictionary[Node, Tensor] = WeakKeyDictionary()
+
+
+def constant_value(node: Node) -> Tensor | None:
+    """The value of a node that depends on no input (see ``Effects.constants``); None when it is too large."""
+    fake = tensor(node)
+    if fake is None or fake.numel() > CONSTANT_LIMIT:
+        return None
+    known = _KNOWN.get(node)
+    if known is None:
+        nodes = before([node], ())
+        if any(made is not None and made.numel() > CONSTANT_LIMIT for made in map(tensor, nodes)):
+            return None
+        with concretely():
+            try:
+                known = run(nodes, {})[node]
+            except Exception:
+                return None  # an operation without a CPU kernel, or a tensor that is not real: simply not known
+        _KNOWN[node] = known
+    return known

@@ -1,0 +1,202 @@
+"""From the parts of an attention to its site: one axis order for all operands, simplified biases, costs and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sympy
+from torch.fx import Node
+
+from .axes import Atom, Layout, leaves, resolved
+from .describe import description, element_bytes, named_dimensions
+from .effects import Effects
+from .evaluate import before
+from .masks import simplify
+from .operands import Candidate, Letters, broadcasts, deepest, letterings, matching
+from .scores import Refused
+from .sites import Attention, Bias, Operand
+
+
+@dataclass(eq=False)
+class Parts:
+    """An attention as the walker read it: candidates for every operand, in atoms, not yet in one axis order."""
+
+    anchor: Node
+    form: str
+    batch: tuple[Atom, ...]
+    rows: Atom
+    columns: Atom
+    inner: Atom
+    channels: Atom
+    query: list[Candidate]
+    key: list[Candidate]
+    value: list[Candidate]
+    output: list[Candidate]
+    scale: float
+    biases: list[tuple[Bias, Layout]]
+    layouts: dict[Node, Layout]
+    dropout: float
+    hidden_rows: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrangement:
+    letters: Letters
+    operands: tuple[tuple[Candidate, tuple[int, ...]], ...]
+    output: Candidate
+    output_order: tuple[int, ...]
+    biases: tuple[Bias, ...]
+
+
+def build(name: str, parts: Parts, effects: Effects) -> Attention:
+    """The site, or Refused."""
+    arrangement = _arrange(parts, effects)
+    query, key, value = arrangement.operands
+    output = arrangement.output.node
+    operands = tuple(candidate.node for candidate, _ in arrangement.operands)
+    masks = tuple(bias.value for bias in arrangement.biases if bias.value is not None)
+    inputs = tuple(dict.fromkeys((*operands, *masks)))
+    if output in inputs:
+        raise Refused("unsupported-shape", "the output is an operand", output)
+    interior = _between(operands, inputs, output)
+    wrong = effects.mutation(inputs, interior) or effects.escape(interior, (output,))
+    if wrong is not None:
+        refused = Refused(wrong.code, wrong.text)
+        refused.reason = wrong
+        raise refused
+    axes, names, sizes = _named(parts, arrangement, interior)
+    dimensions, examples = named_dimensions(**sizes)
+    flops, moved = _costs(dimensions, names, arrangement, output)
+    return Attention(
+        id=name,
+        form=parts.form,
+        query=_operand(*query),
+        key=_operand(*key),
+        value=_operand(*value),
+        scale=parts.scale * query[0].factor * key[0].factor,
+        biases=arrangement.biases,
+        groups=arrangement.letters.groups,
+        dropout=parts.dropout,
+        hidden_rows=parts.hidden_rows,
+        output_permutation=_or_none(_inverse(arrangement.output_order)),
+        flops=flops,
+        bytes=moved,
+        dimensions=examples,
+        axes=axes,
+        **description(parts.anchor, interior, inputs, (output,)),
+    )
+
+
+def _operand(candidate: Candidate, order: tuple[int, ...]) -> Operand:
+    return Operand(candidate.node, _or_none(order))
+
+
+def _or_none(order: tuple[int, ...]) -> tuple[int, ...] | None:
+    return None if order == tuple(range(len(order))) else order
+
+
+def _inverse(order: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+def _arrange(parts: Parts, effects: Effects) -> _Arrangement:
+    """The first lettering under which every operand is a permutation and every bias broadcasts. Raises Refused."""
+    simplified = [(bias, layout) for raw, layout in parts.biases for bias in simplify(raw, effects)]
+    blocked: Node | None = None
+    for letters in letterings(parts.batch, parts.key):
+        chosen = _operands(parts, letters)
+        if chosen is None:
+            continue
+        scores = (*letters.batch, (parts.rows,), (parts.columns,))
+        biases = []
+        for bias, layout in simplified:
+            if bias.value is not None and not broadcasts(bias.value, layout, scores):
+                blocked = bias.value
+                break
+            if bias.kind == "causal" and resolved(layout)[-2:] != (leaves([parts.rows]), leaves([parts.columns])):
+                blocked = parts.anchor
+                break
+            biases.append(bias)
+        else:
+            operands, output, order = chosen
+            return _Arrangement(letters, operands, output, order, tuple(biases))
+    if blocked is not None:
+        raise Refused("unsupported-mask", "a bias does not broadcast against [batch, query, key]", blocked)
+    raise Refused("unsupported-shape", "the operands have no common axis order", parts.anchor)
+
+
+def _operands(
+    parts: Parts, letters: Letters
+) -> tuple[tuple[tuple[Candidate, tuple[int, ...]], ...], Candidate, tuple[int, ...]] | None:
+    rows, columns, inner, channels = ((atom,) for atom in (parts.rows, parts.columns, parts.inner, parts.channels))
+    wanted = (
+        (parts.query, (*letters.batch, rows, inner)),
+        (parts.key, (*letters.key_batch, columns, inner)),
+        (parts.value, (*letters.key_batch, columns, channels)),
+    )
+    outputs = []
+    for candidate in parts.output:
+        order = matching(candidate.layout, (*letters.batch, rows, channels))
+        if order is not None:
+            outputs.append((candidate, order))
+    for candidate, order in outputs:
+        found = [deepest(items, axes, candidate.dtype) for items, axes in wanted]
+        if all(item is not None for item in found):
+            return tuple(found), candidate, order  # type: ignore[arg-type]
+    for candidate, order in outputs[:1]:
+        found = [deepest(items, axes, None) for items, axes in wanted]
+        if all(item is not None for item in found):
+            return tuple(found), candidate, order  # type: ignore[arg-type]
+    return None
+
+
+def _between(operands: Sequence[Node], inputs: Sequence[Node], output: Node) -> frozenset[Node]:
+    """What is computed from the operands on the way to ``output``; preparing a mask is not part of the site."""
+    dependent = set(operands)
+    interior = []
+    for node in before([output], inputs):
+        if any(read in dependent for read in node.all_input_nodes):
+            dependent.add(node)
+            interior.append(node)
+    return frozenset(interior)
+
+
+def _named(
+    parts: Parts, arrangement: _Arrangement, interior: frozenset[Node]
+) -> tuple[dict[Node, tuple[tuple[str, ...], ...]], list[str], dict[str, object]]:
+    """Axis names of inputs and interior values, the names of the batch axes, and the size of every name."""
+    letters = arrangement.letters
+    count = len(letters.batch)
+    names = ["B"] if count == 1 else ["B", *(f"N{index}" for index in range(1, count - 1)), "H"][:count]
+    label: dict[Atom, str] = {parts.rows: "S", parts.columns: "T", parts.inner: "D", parts.channels: "E"}
+    sizes: dict[str, object] = {name: 1 for name in names}
+    for name, axis in zip(names, letters.batch, strict=True):
+        for index, atom in enumerate(axis):
+            label[atom] = name if len(axis) == 1 else f"{name}{index}"
+            sizes[name] = sizes[name] * atom.size  # type: ignore[operator]
+            sizes[label[atom]] = atom.size if len(axis) > 1 else sizes[name]
+    sizes |= {label[atom]: atom.size for atom in (parts.rows, parts.columns, parts.inner, parts.channels)}
+    layouts = dict(parts.layouts)
+    for candidate in (*parts.query, *parts.key, *parts.value, *parts.output):
+        layouts[candidate.node] = candidate.layout
+    operands = {candidate.node for candidate, _ in arrangement.operands}
+    axes = {
+        node: tuple(tuple(label[atom] for atom in axis) for axis in resolved(layout))
+        for node, layout in layouts.items()
+        if node in interior or node in operands
+    }
+    return axes, names, sizes
+
+
+def _costs(
+    dimensions: dict[str, sympy.Symbol], names: Sequence[str], arrangement: _Arrangement, output: Node
+) -> tuple[sympy.Expr, sympy.Expr]:
+    """Floating-point operations of the two products, and bytes of the operands and the output."""
+    batch = sympy.Mul(*(dimensions[name] for name in names))
+    rows, columns, inner, channels = (dimensions[name] for name in "STDE")
+    size = element_bytes(output)
+    shared = batch / arrangement.letters.groups
+    flops = 2 * batch * rows * columns * (inner + channels)
+    moved = size * (batch * rows * (inner + channels) + shared * columns * (inner + channels))
+    return flops, moved

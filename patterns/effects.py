@@ -1,0 +1,80 @@
+"""What is written and what is constant: the two facts about a whole graph that every detector needs. One pass each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from torch.fx import Graph, Node
+
+from .nodes import aliased, mutates, readers, tensor, written
+from .reasons import Reason
+
+_RANDOM = ("rand", "bernoulli", "normal", "uniform", "multinomial", "dropout", "empty")
+
+
+class Effects:
+    """In-place writes of one graph, and which of its values depend on no input."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.position: dict[Node, int] = {}
+        self.writes: list[tuple[Node, frozenset[Node]]] = []
+        self.constants: set[Node] = set()
+        self._root: dict[Node, Node] = {}
+        for index, node in enumerate(graph.nodes):
+            self.position[node] = index
+            source = aliased(node)
+            self._root[node] = node if source is None else self._root[source]
+            if mutates(node):
+                self.writes.append((node, frozenset(self._root[target] for target in written(node))))
+            elif _constant(node) and all(read in self.constants for read in node.all_input_nodes):
+                self.constants.add(node)
+        spoiled = {root for _, roots in self.writes for root in roots}
+        if spoiled:
+            self._spoil(graph, spoiled)
+
+    def _spoil(self, graph: Graph, roots: set[Node]) -> None:
+        gone: set[Node] = set()
+        for node in graph.nodes:
+            if node in self.constants and (self._root[node] in roots or any(n in gone for n in node.all_input_nodes)):
+                gone.add(node)
+        self.constants -= gone
+
+    def mutation(self, inputs: Iterable[Node], interior: Collection[Node]) -> Reason | None:
+        """A ``mutation`` reason when something is written inside, or written while the site still reads it.
+
+        A rewrite computes everything at the place of the last output, so a write to an input between the first and
+        the last interior node would be seen too early.
+        """
+        if not self.writes:
+            return None
+        first = min(self.position[node] for node in interior)
+        last = max(self.position[node] for node in interior)
+        touched = {self._root[node] for node in (*inputs, *interior)}
+        for node, roots in self.writes:
+            if node in interior or (first <= self.position[node] <= last and roots & touched):
+                return Reason("mutation", f"{node.target} writes to a value of the site", (node.name,))
+        return None
+
+    def escape(self, interior: Collection[Node], outputs: Collection[Node]) -> Reason | None:
+        """``weights-escape`` when an interior value is read outside, ``mutation`` when it is written there."""
+        for node in interior:
+            if node in outputs:
+                continue
+            for user in readers(node):
+                if user in interior:
+                    continue
+                roots = {self._root[node]}
+                writer = next((w for w, written_roots in self.writes if written_roots & roots), None)
+                if writer is not None:
+                    return Reason("mutation", f"{writer.target} writes to {node.name}", (writer.name, node.name))
+                return Reason("weights-escape", f"{node.name} is also read by {user.name}", (node.name, user.name))
+        return None
+
+
+def _constant(node: Node) -> bool:
+    if node.op == "get_attr":
+        return True
+    if node.op != "call_function" or any(word in str(node.target) for word in _RANDOM):
+        return False
+    value = tensor(node)
+    return value is not None and all(isinstance(size, int) for size in value.shape)

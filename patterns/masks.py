@@ -1,0 +1,174 @@
+"""What is added to attention scores, or hides some of them: read, simplified and recognised."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from .effects import Effects
+from .evaluate import constant_value
+from .nodes import CASTS, COPIES, argument, operation, scalar, tensor
+from .sites import Bias
+
+# A finite number this low hides a score: its weight underflows to zero beside any visible one.
+LOW = -1e4
+
+_NOT = frozenset({"bitwise_not", "logical_not", "__invert__"})
+_AND = frozenset({"bitwise_and", "logical_and", "__and__"})
+_OR = frozenset({"bitwise_or", "logical_or", "__or__"})
+_FILLED = frozenset({"zeros", "zeros_like", "new_zeros", "full", "full_like", "new_full", "scalar_tensor"})
+
+
+def simplify(bias: Bias, effects: Effects) -> list[Bias]:
+    """The plainest biases that together mean ``bias``: causal where that is known, boolean where additive hides."""
+    found: list[Bias] = []
+    pending = [bias]
+    while pending:
+        item = pending.pop()
+        parts = _step(item)
+        if parts is not None:
+            pending.extend(reversed(parts))
+        else:
+            found += _recognised(item, effects)
+    return found
+
+
+def hidden_fill(value: Any) -> float | None:
+    """The number behind a fill argument when it is low enough to hide a score."""
+    number = scalar(value)
+    return number if number is not None and number <= LOW else None
+
+
+def _step(bias: Bias) -> list[Bias] | None:
+    """One simplification, or None when there is none."""
+    node = bias.value
+    if node is None or node.op != "call_function":
+        return None
+    if _only_broadcast(node) and isinstance(node.args[0], Node):
+        return [dataclasses.replace(bias, value=node.args[0])]
+    return _additive_step(bias, node) if bias.kind == "additive" else _boolean_step(bias, node)
+
+
+def _only_broadcast(node: Node) -> bool:
+    """True when reading the first argument in place of ``node`` means the same under broadcasting."""
+    name = operation(node)
+    made, source = tensor(node), tensor(node.args[0]) if node.args else None
+    if made is None or source is None or made.dtype != source.dtype or made.device != source.device:
+        return False
+    if name in CASTS or name in COPIES or name in ("expand", "expand_as", "broadcast_to"):
+        return True
+    # Leading axes of size one say nothing.
+    if name in ("unsqueeze", "view", "reshape"):
+        leading = made.dim() - source.dim()
+        return leading >= 0 and tuple(made.shape) == (1,) * leading + tuple(source.shape)
+    return False
+
+
+def _additive_step(bias: Bias, node: Node) -> list[Bias] | None:
+    name = operation(node)
+    if name in CASTS and isinstance(node.args[0], Node) and operation(node.args[0]) in ("where", "masked_fill"):
+        return [dataclasses.replace(bias, value=node.args[0])]
+    if name == "where" and len(node.args) == 3:
+        condition, kept, other = node.args
+        if _boolean(condition) and _zero(kept) and hidden_fill(other) is not None:
+            return [Bias("boolean", condition, fill=hidden_fill(other) or LOW)]  # type: ignore[arg-type]
+        if _boolean(condition) and _zero(other) and hidden_fill(kept) is not None:
+            return [Bias("hidden", condition, fill=hidden_fill(kept) or LOW)]  # type: ignore[arg-type]
+    if name == "masked_fill" and _zero(node.args[0]) and hidden_fill(node.args[2]) is not None:
+        return [Bias("hidden", node.args[1], fill=hidden_fill(node.args[2]) or LOW)]  # type: ignore[arg-type]
+    return None
+
+
+def _boolean_step(bias: Bias, node: Node) -> list[Bias] | None:
+    name = operation(node)
+    other = "hidden" if bias.kind == "boolean" else "boolean"
+    first = node.args[0] if node.args else None
+    if name in _NOT and _boolean(first):
+        return [dataclasses.replace(bias, kind=other, value=first)]
+    if name in ("eq", "ne") and _boolean(first) and scalar(node.args[1]) in (0.0, 1.0):
+        kept = (scalar(node.args[1]) == 1.0) == (name == "eq")
+        return [dataclasses.replace(bias, kind=bias.kind if kept else other, value=first)]
+    if name in (_AND if bias.kind == "boolean" else _OR) and all(_boolean(item) for item in node.args):
+        return [dataclasses.replace(bias, value=item) for item in node.args]
+    return None
+
+
+def _boolean(value: Any) -> bool:
+    made = tensor(value)
+    return made is not None and made.dtype is torch.bool
+
+
+def _zero(value: Any) -> bool:
+    if scalar(value) == 0.0:
+        return True
+    if not isinstance(value, Node) or operation(value) not in _FILLED:
+        return False
+    if "zeros" in operation(value):
+        return True
+    name = "s" if operation(value) == "scalar_tensor" else "fill_value"
+    return scalar(argument(value, name)) == 0.0
+
+
+def _recognised(bias: Bias, effects: Effects) -> list[Bias]:
+    """``bias`` with its structure; nothing when it hides nothing, ``causal`` when that is exactly what it hides."""
+    node = bias.value
+    if node is None:
+        return [bias]
+    value = constant_value(node) if node in effects.constants else None
+    visible = None if value is None else _VISIBLE[bias.kind](value)
+    if visible is None:
+        return [dataclasses.replace(bias, structure=_structure(node))]
+    if bool(visible.all()):
+        return []
+    band = _band(visible)
+    if band is None:
+        return [dataclasses.replace(bias, structure=_structure(node))]
+    left, right = band
+    if left is None and right == 0:
+        return [Bias("causal", None, "causal", fill=bias.fill)]
+    return [dataclasses.replace(bias, structure="window", window=(left, right))]
+
+
+def _hides(value: Tensor) -> Tensor | None:
+    low = value <= LOW
+    return ~low if bool(((value == 0) | low).all()) else None
+
+
+_VISIBLE: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "additive": _hides,
+    "boolean": lambda value: value,
+    "hidden": lambda value: ~value,
+}
+
+
+def _band(visible: Tensor) -> tuple[int | None, int | None] | None:
+    """``(left, right)`` when exactly the keys from ``row - left`` to ``row + right`` are visible (None: no limit)."""
+    while visible.dim() > 2:
+        if visible.shape[0] != 1 and not bool((visible == visible[:1]).all()):
+            return None
+        visible = visible[0]
+    if visible.dim() != 2 or 1 in visible.shape:
+        return None
+    rows, columns = visible.shape
+    # Only the offsets' range matters; the corners would make an unlimited side look like a limit.
+    offset = torch.arange(columns).unsqueeze(0) - torch.arange(rows).unsqueeze(1)
+    seen = offset[visible]
+    low, high = (int(seen.min()), int(seen.max())) if seen.numel() else (0, -1)
+    if not torch.equal(visible, (offset >= low) & (offset <= high)):
+        return None
+    return (None if low == 1 - rows else -low), (None if high == columns - 1 else high)
+
+
+def _structure(node: Node) -> str:
+    made = tensor(node)
+    if made is None or made.dim() == 0:
+        return "unknown"
+    across_queries = made.dim() >= 2 and made.shape[-2] != 1
+    if made.shape[-1] == 1:
+        return "unknown"
+    return "full" if across_queries else "padding"

@@ -1,4 +1,4 @@
-"""Train the demo's diffusion transformer and classifier: ``python -m laconic.examples.train_digits_dit``.
+"""Train the demo's diffusion transformer and classifier: ``python examples/train_digits_dit.py``.
 
 About eight minutes on one CPU core with the default settings; writes ``examples/checkpoints/``.
 """
@@ -8,19 +8,13 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from digits_dit import CHECKPOINTS, NO_CLASS, Classifier, DigitsDiT, load_digits, noise_and_labels, sample, save
 from torch import Tensor
-
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    from digits_dit import CHECKPOINTS, NO_CLASS, Classifier, DigitsDiT, load_digits, noise_and_labels, sample, save
-else:
-    from .digits_dit import CHECKPOINTS, NO_CLASS, Classifier, DigitsDiT, load_digits, noise_and_labels, sample, save
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:

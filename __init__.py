@@ -33,6 +33,7 @@ _HOME = {
     "merge_tokens": "passes",
     "quantize": "passes",
     "scan": "passes",
+    "selective_scan": "passes",
     "sparse_attention": "passes",
 }
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from .backends.entry import Backend
     from .backends.explain import explain, report
     from .backends.session import session
-    from .passes import cache, disable, graph_pass, merge_tokens, quantize, scan, sparse_attention
+    from .passes import cache, disable, graph_pass, merge_tokens, quantize, scan, selective_scan, sparse_attention
     from .passes.base import Pass, PlanContext, Policy, UserError
     from .passes.dialect import operator
     from .passes.plan import Fidelity, Plan, Rewrite

@@ -5,6 +5,7 @@ This page is the whole road; the logic lives in the rooms it calls.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -117,6 +118,7 @@ def _run_passes(
                     report.refuse(reason, pass_name=name, site=_id(ids, refused.site))
                 errors = dict(kept)
                 for done in outcome.applied:
+                    _list(report, done.site, ids)
                     report.rewrites.append(
                         RewriteRecord(
                             repr(selection.item), _id(ids, done.site), "applied", done.fidelity.value, done.op,
@@ -169,6 +171,13 @@ def _again(graph: NormalGraph, options: Options, ids: dict[Any, str], report: Gr
         if key not in ids:
             ids[key] = f"{site.kind}.{sum(1 for kind, _ in ids if kind == site.kind)}"
     return found
+
+
+def _list(report: GraphReport, site: Site, ids: dict[Any, str]) -> None:
+    """Sites that an earlier pass made are not in the report yet; one that is rewritten belongs there."""
+    number = _id(ids, site)
+    if all(row.id != number for row in report.sites):
+        report.sites.append(SiteRecord.of(dataclasses.replace(site, id=number)))
 
 
 def _id(ids: dict[Any, str], site: Site) -> str:

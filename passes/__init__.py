@@ -14,12 +14,13 @@ with contextlib.suppress(ImportError):
 with contextlib.suppress(ImportError):
     from .quantize import quantize
 with contextlib.suppress(ImportError):
-    from .scan import scan
+    from .scan import scan, selective_scan
 with contextlib.suppress(ImportError):
     from .sparse_attention import sparse_attention
 
 ORDER: list[str] = [
     "scan",  # collapses unrolled loops, so everything after it sees a small graph
+    "selective_scan",  # recurrences that scan left, with what makes their operands and reads their states
     "merge_tokens",  # changes token counts: before attention and linears are specialised to them
     "sparse_attention",
     "quantize",  # linears that the passes above left or introduced
@@ -27,7 +28,7 @@ ORDER: list[str] = [
 ]
 """The order in which passes see a graph, whatever the order in the user's list."""
 
-DEFAULTS: tuple[Pass, ...] = (scan(),) if 'scan' in globals() else ()
+DEFAULTS: tuple[Pass, ...] = (scan(), selective_scan()) if 'scan' in globals() else ()
 """On without being asked for: exact up to rounding, and faster wherever they apply."""
 
 
@@ -76,5 +77,6 @@ __all__ = [
     "merge_tokens",
     "quantize",
     "scan",
+    "selective_scan",
     "sparse_attention",
 ]

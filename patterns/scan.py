@@ -12,27 +12,29 @@ from torch.fx import GraphModule, Node
 from .chains import find_chains
 from .describe import named_dimensions, size_hint
 from .trial import Region, agree, doubled
+from .evaluate import concretely
 from .graph import NormalGraph
 from .loops import Influence, loop_site
 from .reasons import Reason
 from .selective import selective_sites
-from .sites import Scan, SelectiveScan, Sites
+from .sites import Scan, SelectiveScan, Site, Sites
 from .trees import tree_sites
 
 SHORTEST_REFUSAL = 8
 """A chain of fewer steps that is no scan is ordinary arithmetic, not worth a line in the report."""
 
 
-def find_scans(graph: NormalGraph | GraphModule, sites: Sites | None = None) -> list[Scan | SelectiveScan]:
-    """Every proven linear recurrence of the graph, in graph order; refusals are added to ``sites``.
+def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason]]:
+    """Every linear recurrence of the graph, proven, in graph order, and why near misses were refused.
 
     Two spellings are looked for: loops unrolled into a chain of steps, whose operands and readings may be computed in
     each step (they are lifted to one computation over all steps), and regions of +, x and data movement between two
-    stacked operands and the stacked states. Linear in the size of the graph.
+    stacked operands and the stacked states. Recurrences that are one operator already are looked at for how their
+    states are made and read. Linear in the size of the graph.
     """
-    module = graph.module if isinstance(graph, NormalGraph) else graph
+    module = graph.module
     order = {node: index for index, node in enumerate(module.graph.nodes)}
-    refusals = sites.refusals if sites is not None else []
+    refusals: list[Reason] = []
     found: list[Scan | SelectiveScan] = []
     chains = find_chains(module.graph)
     influence = Influence(module.graph, chains)
@@ -51,7 +53,7 @@ def find_scans(graph: NormalGraph | GraphModule, sites: Sites | None = None) -> 
     found.extend(site for site in tree_sites(module.graph, order) if not claimed & site.interior)
     found.extend(site for site in selective_sites(module.graph) if prove_scan(site, order) is None)
     found.sort(key=lambda site: order[site.outputs[0]])
-    return [_with_costs(dataclasses.replace(site, id=f"scan.{number}")) for number, site in enumerate(found)]
+    return [_with_costs(dataclasses.replace(site, id=f"scan.{number}")) for number, site in enumerate(found)], refusals
 
 
 def prove_scan(site: Scan | SelectiveScan, order: dict[Node, int] | None = None) -> Reason | None:
@@ -61,6 +63,11 @@ def prove_scan(site: Scan | SelectiveScan, order: dict[Node, int] | None = None)
         return Reason("not-proven", "the site has no program", tuple(node.name for node in site.outputs))
     if order is None:
         order = {node: index for index, node in enumerate(site.outputs[0].graph.nodes)}
+    with concretely():
+        return _trial(site, program, order)
+
+
+def _trial(site: Scan | SelectiveScan, program: GraphModule, order: dict[Node, int]) -> Reason | None:
     region = Region(order, site.inputs, site.outputs, {site.length, site.length + 1})
     names = tuple(node.name for node in site.outputs)
     failure: Any = None

@@ -18,6 +18,7 @@ from . import batched
 from .chains import unwrap
 from .describe import description
 from .trial import Region, agree, subgraph
+from .evaluate import concretely
 from .recurrence import operands, recurrence
 from .sites import Scan
 
@@ -80,7 +81,8 @@ def tree_sites(graph: Graph, order: dict[Node, int]) -> Iterator[Scan]:
         if not _worth_running(region, first, second, dim):
             continue
         for decay, input in ((first, second), (second, first)):
-            site = _site(decay, input, dim, region, order)
+            with concretely():
+                site = _site(decay, input, dim, region, order)
             if site is not None:
                 taken |= {first, second, *site.interior}
                 yield site

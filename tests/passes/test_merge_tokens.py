@@ -164,6 +164,8 @@ class Block(nn.Module):
         y = y.transpose(1, 2).reshape(batch, tokens, width)
         if self.spelling == "gated":
             y = y * y.sigmoid()
+        if self.spelling == "time-major":
+            return x + self.out(y.transpose(0, 1)).transpose(0, 1)
         return x + self.out(y)
 
 
@@ -193,6 +195,7 @@ def rows_of_linears(graph: Any) -> list[int]:
         ("rotated", [16, 16, 11, 11]),  # positions enter q and k, so those are merged after it
         ("gated", [16, 11, 11, 16]),
         ("head-major", [16, 11, 11, 16]),
+        ("time-major", [16, 11, 11, 2]),  # [N, B, C] into the projection: left where it is
     ],
 )
 @pytest.mark.parametrize("protect", [0, 1])
@@ -268,6 +271,8 @@ def test_refusals() -> None:
     assert sites.planned(merge_tokens("tome", r=8), plain).rewrites
     cross = sites.traced(attention, query, key[:, :, :12], value[:, :, :12])
     assert sites.refusal(item, cross)[0] == "unsupported-shape"
+    shared = sites.traced(attention, query, key[:, :1], value[:, :1])
+    assert sites.refusal(item, shared)[0] == "unsupported-shape"  # heads broadcast, and no groups say so
     assert sites.refusal(item, plain, dropout=0.5)[0] == "dropout-active"
     needs = sites.traced(attention, query, key.clone().requires_grad_(), value, grad=True)
     assert sites.refusal(item, needs)[0] == "requires-grad"

@@ -221,6 +221,8 @@ def test_refusals() -> None:
     assert sites.refusal(item, sites.traced(masked, query, key, value, mask))[0] == "unsupported-mask"
     cross = sites.traced(attention, query, key[:, :, :30], value[:, :, :30])
     assert sites.refusal(item, cross)[0] == "unsupported-shape"
+    shared = sites.traced(attention, query, key[:, :1], value[:, :1])
+    assert sites.refusal(item, shared)[0] == "unsupported-shape"  # heads broadcast, and no groups say so
     plain = sites.traced(attention, query, key, value)
     assert sites.refusal(item, plain, dropout=0.1)[0] == "dropout-active"
     needs = sites.traced(attention, query.clone().requires_grad_(), key, value, grad=True)

@@ -197,7 +197,7 @@ def describe(entries: list[Way], classifier: Classifier, labels: Tensor) -> list
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """The rows for a terminal."""
-    title = "time: relative to torch.compile, median of interleaved rounds\nrecognised: by the classifier, as the digit asked for"
+    title = "time: relative to torch.compile (median, interleaved); recognised: as the digit asked for"
     view = Table(title=title, box=box.SIMPLE)
     for name in ("", "steps", "evaluations", "seconds", "time", "PSNR to eager", "recognised"):
         view.add_column(name, justify="left" if not name else "right", no_wrap=not name)

@@ -20,15 +20,7 @@ from ..passes.base import Pass, PlanContext, UserError
 from ..passes.plan import CachedRegion, Plan, Rewrite
 from ..passes.regions import regions_of
 from ..passes.report import GraphReport, RewriteRecord, SiteRecord
-try:
-    from ..patterns.detect import detect
-except ImportError:
-    from ..patterns.sites import Sites as _S
-    def detect(graph):
-        from ..patterns.scan import find_scans
-        sites = _S()
-        sites.sites += find_scans(graph, sites)
-        return sites
+from ..patterns.detect import detect
 from ..patterns.graph import NormalGraph
 from ..patterns.normalize import normalize
 from ..patterns.reasons import Reason

@@ -21,7 +21,8 @@ def detect(graph: NormalGraph) -> Sites:
     """
     sites = Sites()
     for detector in _detectors():
-        found, refusals = detector(graph, sites)
+        result = detector(graph, sites)
+        found, refusals = result if isinstance(result, tuple) else (result, [])
         sites.sites += found
         sites.refusals += refusals
     return sites
@@ -33,7 +34,7 @@ def _detectors() -> list[Detector]:
         ("linear", "find_linear"),
         ("norms", "find_norms"),
         ("feedforward", "find_feedforward"),
-        ("scan", "find_scan"),
+        ("scan", "find_scans"),
         ("blocks", "find_blocks"),
     ):
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sympy
 from torch.fx import Node
 
-from .axes import Atom, Layout, leaves, resolved
+from .axes import Atom, Layout, leaves, resolved, same
 from .describe import description, element_bytes, named_dimensions
 from .effects import Effects
 from .evaluate import before
@@ -65,7 +65,7 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
         refused = Refused(wrong.code, wrong.text)
         refused.reason = wrong
         raise refused
-    axes, names, sizes = _named(parts, arrangement, interior)
+    axes, names, sizes = _named(parts, arrangement, interior, _constants(inputs, interior, output, effects))
     dimensions, examples = named_dimensions(**sizes)
     flops, moved = _costs(dimensions, names, arrangement, output)
     return Attention(
@@ -163,7 +163,7 @@ def _between(operands: Sequence[Node], inputs: Sequence[Node], output: Node) -> 
 
 
 def _named(
-    parts: Parts, arrangement: _Arrangement, interior: frozenset[Node]
+    parts: Parts, arrangement: _Arrangement, interior: frozenset[Node], constants: Sequence[Node]
 ) -> tuple[dict[Node, tuple[tuple[str, ...], ...]], list[str], dict[str, object]]:
     """Axis names of inputs and interior values, the names of the batch axes, and the size of every name."""
     letters = arrangement.letters
@@ -186,7 +186,20 @@ def _named(
         for node, layout in layouts.items()
         if node in interior or node in operands
     }
+    scores = [*(tuple(label[atom] for atom in axis) for axis in letters.batch), ("S",), ("T",)]
+    for node in (*(bias.value for bias in arrangement.biases), *constants):
+        if node is not None and node not in axes:
+            shape = node.meta["val"].shape
+            aligned = scores[len(scores) - len(shape) :]
+            axes[node] = tuple(() if same(size, 1) else axis for size, axis in zip(shape, aligned, strict=False))
     return axes, names, sizes
+
+
+def _constants(inputs: Sequence[Node], interior: frozenset[Node], output: Node, effects: Effects) -> list[Node]:
+    """Constants that masks are made of (those read by something that is not constant itself)."""
+    region = before([output], inputs)
+    outer = {read for node in region if node not in effects.constants for read in node.all_input_nodes}
+    return [node for node in region if node in outer and node in effects.constants and node not in interior]
 
 
 def _costs(

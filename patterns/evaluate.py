@@ -23,6 +23,7 @@ from .nodes import tensor
 CONSTANT_LIMIT = 1 << 24
 
 CPU = torch.device("cpu")
+_REAL = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @contextlib.contextmanager
@@ -41,13 +42,18 @@ def run(
     nodes: Iterable[Node],
     values: Mapping[Node, Any],
     arguments: Callable[[Node, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
+    *,
+    double: bool = False,
 ) -> dict[Node, Any]:
     """Interpret ``nodes`` (in graph order, closed under inputs given ``values``) on real tensors.
 
-    Devices are replaced by the CPU and symbolic sizes by their example value; ``arguments`` may change the arguments
-    of a node before it runs. Call it inside :func:`concretely`.
+    Devices are replaced by the CPU, symbolic sizes by their example value and (``double``) real element types by
+    float64; ``arguments`` may change the arguments of a node before it runs. Call it inside :func:`concretely`.
     """
     environment: dict[Node, Any] = dict(values)
+
+    def plain(value: Any) -> Any:
+        return torch.float64 if double and value in _REAL and isinstance(value, torch.dtype) else _on_cpu(value)
 
     def value_of(node: Node) -> Any:
         return environment[node]
@@ -56,12 +62,13 @@ def run(
         if node in environment:
             continue
         if node.op == "get_attr":
-            environment[node] = _held(node)
+            held = _held(node)
+            environment[node] = held.double() if double and held.dtype in _REAL else held
             continue
         args, kwargs = (map_arg(part, value_of) for part in (node.args, node.kwargs))
         if arguments is not None:
             args, kwargs = arguments(node, args, dict(kwargs))
-        args, kwargs = (map_aggregate(part, _on_cpu) for part in (args, kwargs))
+        args, kwargs = (map_aggregate(part, plain) for part in (args, kwargs))
         environment[node] = node.target(*args, **kwargs)  # type: ignore[operator]
     return environment
 

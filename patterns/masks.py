@@ -155,13 +155,19 @@ def _band(visible: Tensor) -> tuple[int | None, int | None] | None:
     if visible.dim() != 2 or 1 in visible.shape:
         return None
     rows, columns = visible.shape
-    # Only the offsets' range matters; the corners would make an unlimited side look like a limit.
-    offset = torch.arange(columns).unsqueeze(0) - torch.arange(rows).unsqueeze(1)
-    seen = offset[visible]
-    low, high = (int(seen.min()), int(seen.max())) if seen.numel() else (0, -1)
-    if not torch.equal(visible, (offset >= low) & (offset <= high)):
+    count = visible.sum(dim=1)
+    if bool((count == 0).any()):
         return None
-    return (None if low == 1 - rows else -low), (None if high == columns - 1 else high)
+    first = visible.to(torch.uint8).argmax(dim=1)
+    last = columns - 1 - visible.to(torch.uint8).flip(1).argmax(dim=1)
+    place = torch.arange(rows)
+    left, right = int((place - first).max()), int((last - place).max())
+    interval = torch.equal(last - first + 1, count)
+    starts = torch.equal(first, (place - left).clamp(min=0))
+    ends = torch.equal(last, (place + right).clamp(max=columns - 1))
+    if not (interval and starts and ends):
+        return None
+    return (None if left >= rows - 1 else left), (None if right >= columns - 1 else right)
 
 
 def _structure(node: Node) -> str:

@@ -1,0 +1,109 @@
+"""What each kind of site means, in plain PyTorch, reading only the site's fields. Proofs and tests compare with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.nn import functional
+
+from .sites import Attention, Bias, Linear, Operand, Site
+
+Read = Callable[[Node], Tensor]
+Reference = Callable[[Any, Read], Any]
+Kind = TypeVar("Kind", bound=Site)
+
+
+@dataclass(frozen=True, eq=False)
+class Meaning:
+    """The reference of one kind of site, and sizes (by dimension name) small enough to compare it on."""
+
+    compute: Reference
+    small: Callable[[Any], dict[str, int]]
+
+
+MEANINGS: dict[type[Site], Meaning] = {}
+
+
+def meaning(
+    kind: type[Kind], *, small: Callable[[Kind], dict[str, int]] | None = None
+) -> Callable[[Reference], Reference]:
+    """Register ``compute(site, read)`` as the meaning of ``kind``; ``read(node)`` is the value of one of its inputs.
+
+    It returns the output, or one tensor per output. ``small(site)`` gives sizes for the names in ``site.axes`` at
+    which a proof of a large site may run; without it sites are proven at their own sizes.
+    """
+
+    def register(compute: Reference) -> Reference:
+        MEANINGS[kind] = Meaning(compute, small or (lambda site: {}))
+        return compute
+
+    return register
+
+
+def reference(site: Site, values: Mapping[Node, Tensor]) -> tuple[Tensor, ...]:
+    """The outputs of ``site`` computed from its fields, given the values of its inputs.
+
+    Raises:
+        KeyError: the kind has no registered meaning, or an input has no value.
+    """
+    result = MEANINGS[type(site)].compute(site, values.__getitem__)
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def read_operand(operand: Operand, read: Read) -> Tensor:
+    """The tensor of ``operand`` in its canonical axis order."""
+    value = read(operand.node)
+    return value if operand.permutation is None else value.permute(operand.permutation)
+
+
+def _small_attention(site: Attention) -> dict[str, int]:
+    # Distinct primes, so that axes taken for one another do not agree by accident. The head width is part of the
+    # scale, and the heads that share a key are counted by the site: both keep their size.
+    query, key = ({name for axis in site.axes[item.node] for name in axis} for item in (site.query, site.key))
+    fixed = {"D", *(query - key - {"S"})}
+    small = {"S": 5, "T": 7, "E": 3}
+    return {name: size if name in fixed else min(size, small.get(name, 2)) for name, size in site.dimensions.items()}
+
+
+@meaning(Attention, small=_small_attention)
+def attention(site: Attention, read: Read) -> Tensor:
+    """``softmax(scale * q k^T + biases) v`` (Vaswani et al. 2017, equation 1), with key heads shared by ``groups``."""
+    query, key, value = (read_operand(item, read) for item in (site.query, site.key, site.value))
+    if site.groups > 1:
+        key, value = (item.repeat_interleave(site.groups, dim=-3) for item in (key, value))
+    scores = query @ key.transpose(-2, -1) * site.scale
+    for bias in site.biases:
+        scores = biased(scores, bias, read)
+    weights = torch.softmax(scores, dim=-1)
+    if site.hidden_rows == "zero":
+        blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
+        weights = weights.masked_fill(blind, 0.0)
+    output = weights @ value
+    return output if site.output_permutation is None else output.permute(site.output_permutation)
+
+
+def biased(scores: Tensor, bias: Bias, read: Read) -> Tensor:
+    """``scores [*batch, S, T]`` with one bias applied."""
+    if bias.kind == "causal":
+        rows, columns = scores.shape[-2:]
+        visible = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
+        return scores.masked_fill(~visible, bias.fill)
+    assert bias.value is not None
+    value = read(bias.value)
+    if bias.kind == "boolean":
+        return scores.masked_fill(~value, bias.fill)
+    if bias.kind == "hidden":
+        return scores.masked_fill(value, bias.fill)
+    return scores + value
+
+
+@meaning(Linear)
+def linear(site: Linear, read: Read) -> Tensor:
+    """``x W^T + b``; ``x W + b`` when the weight is stored transposed."""
+    weight = read(site.weight).T if site.transposed else read(site.weight)
+    return functional.linear(read(site.input), weight, read(site.bias) if site.bias is not None else None)

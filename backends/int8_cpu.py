@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..passes.ops.int8 import int8_linear, quantize_rows
+from ..passes.ops.int8 import int8_linear, multiplies_bytes, quantize_rows
 from ..patterns.reasons import Reason
 from .providers import provider
 
@@ -34,10 +34,11 @@ def _integer_product(
 ) -> Reason | None:
     if x.device.type != "cpu":
         return Reason("unsupported-device", f"written for CPU, not {x.device.type}")
-    known = getattr(torch.cpu, "get_capabilities", dict)()
-    if not any(known.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8")):
-        # Without them, oneDNN adds pairs of products in 16 bits, which saturate.
+    if not multiplies_bytes():
+        # Without them, oneDNN adds pairs of products in 16 bits, which saturate (pytorch/pytorch#136746).
         return Reason("unsupported-device", "this CPU has no exact 8-bit dot product instructions")
+    if x.shape[-1] == 1:
+        return Reason("unsupported-shape", "torch._int_mm is wrong for an inner size of 1")
     return None
 
 
@@ -46,8 +47,12 @@ def onednn_int8_linear(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """``torch._int_mm`` (oneDNN), then scales and bias in the loop of whatever reads the result."""
-    rows = x.reshape(-1, x.shape[-1])
-    product = torch._int_mm(rows, weight.t()).to(torch.float32)
+    inner = x.shape[-1]
+    rows = x.numel() // inner
+    # The product trusts the strides of axes of size 1, which Inductor sets to 0: a single row would give garbage
+    # without a word (pytorch/pytorch#195066). So the strides are named.
+    values = x.contiguous().as_strided((rows, inner), (inner, 1))
+    product = torch._int_mm(values, weight.t()).to(torch.float32)
     result = product * x_scale.reshape(-1, 1) * weight_scale
     if bias is not None:
         result = result + bias.to(torch.float32)

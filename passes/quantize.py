@@ -13,7 +13,7 @@ from ..patterns.graph import NormalGraph
 from ..patterns.reasons import Reason
 from ..patterns.sites import Linear, Site
 from .base import PlanContext, Policy, positive, register
-from .ops.int8 import int8_linear, quantize_rows
+from .ops.int8 import int8_linear, multiplies_bytes, quantize_rows
 from .plan import Fidelity, Prepared, Rewrite
 from .preconditions import no_gradient
 
@@ -73,7 +73,7 @@ class Int8(Policy):
             return Reason("not-faster", text, names)
         device = site.input.meta["val"].device.type
         least = PRODUCTS.get(device, PRODUCTS["cuda"]) if self.min_products is None else self.min_products
-        if device == "cpu" and self.min_products is None and not _has_int8_dot():
+        if device == "cpu" and self.min_products is None and not multiplies_bytes():
             return Reason("not-faster", "this CPU has no 8-bit dot product instructions", names)
         rows = _hint(site.input.meta["val"].numel()) // inputs
         if rows * inputs * outputs < least:
@@ -170,12 +170,6 @@ def pack_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def pack_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
     """``weight [K, N]`` as int8 ``[N, K]`` and one float32 scale for each of its columns ``[N]``."""
     return pack_rows(weight.detach().t())
-
-
-def _has_int8_dot() -> bool:
-    """Whether this CPU multiplies bytes into 32-bit sums in one instruction (VNNI; without, the sums may saturate)."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(known.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def _hint(size: Any) -> int:

@@ -59,3 +59,8 @@ def int8_linear(
     if bias is not None:
         result = result + bias.to(torch.float32)
     return result.to(dtype)
+
+
+def multiplies_bytes() -> bool:
+    """Whether this CPU sums products of bytes in 32 bits at once (VNNI or AMX), exactly and faster than floats."""
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))

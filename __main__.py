@@ -34,10 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _explain(options: argparse.Namespace) -> None:
-    import laconic
+    from .backends.explain import explain
 
     model, args, kwargs = _load(options.target)
-    report = laconic.explain(model, *args, passes=_parse_passes(options.passes), **kwargs)
+    report = explain(model, *args, passes=_parse_passes(options.passes), **kwargs)
     print(report)
     if options.save:
         print(f"saved to {report.save(options.save)}")
@@ -50,10 +50,10 @@ def _bench(options: argparse.Namespace) -> None:
 
     import torch
 
-    import laconic
+    from .backends.entry import Backend
 
     model, args, kwargs = _load(options.target)
-    backend = laconic.Backend(passes=_parse_passes(options.passes))
+    backend = Backend(passes=_parse_passes(options.passes))
     runs = {"eager": model, "torch.compile": torch.compile(model), "laconic": torch.compile(model, backend=backend)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     with torch.no_grad():

@@ -11,13 +11,10 @@ from torch.fx import GraphModule
 
 from ..passes.base import Disable, Pass, UserError
 from ..passes.report import GraphReport
-from . import block_sparse_cpu, int8_cpu, recurrence_cpu, registry  # noqa: F401  (providers register on import)
+from . import registry
 from .debug import Dump
 from .inductor import compile_graph
-try:
-    from .kernels import register as register_kernels
-except ImportError:
-    def register_kernels(): pass
+from .kernels import register as register_kernels
 from .options import Options
 from .pipeline import rewrite
 from .runner import build, real_inputs

@@ -25,7 +25,7 @@ from ..patterns.graph import NormalGraph
 from ..patterns.normalize import normalize
 from ..patterns.reasons import Reason
 from ..patterns.sites import Site, Sites
-from . import providers
+from . import block_sparse_cpu, int8_cpu, providers, recurrence_cpu  # noqa: F401  (providers register on import)
 from .debug import Dump
 from .options import Options
 from .selection import Selection, select
@@ -95,9 +95,7 @@ def _run_passes(
     fuel = options.fuel
     enabled = options.enabled()
     named = {item.name for item in options.passes if isinstance(item, Pass)}
-    from ..passes.base import FACTORIES
     for name in ORDER:
-        if name not in FACTORIES: continue
         chosen = select(name, enabled.get(name), graph, sites, report)
         for selection in chosen:
             with stopwatch(name):
@@ -188,7 +186,7 @@ def _left_a_trace(name: str, chosen: Sequence[Selection], regions: Sequence[Cach
 def _name_providers(graph: NormalGraph, report: GraphReport) -> None:
     """Say which provider each applied rewrite's operators are lowered to."""
     by_operator: dict[str, set[str]] = {}
-    for node, row in providers.chosen(graph.module).items():
-        by_operator.setdefault(f"laconic::{node.target._opname}", set()).add(row.name)
+    for row in providers.chosen(graph.module).values():
+        by_operator.setdefault(f"laconic::{row.operator}", set()).add(row.name)
     for record in report.rewrites:
         record.provider = ", ".join(sorted(by_operator.get(record.op, ())))

@@ -12,10 +12,8 @@ from ..passes.report import GraphReport
 from ..patterns.graph import NormalGraph
 from .inductor import compile_graph
 from .options import Options
-try:
-    from .prepared import PreparedInputs
-except ImportError:
-    PreparedInputs = None
+from .pieces import compile_pieces
+from .prepared import PreparedInputs
 
 
 def build(
@@ -34,8 +32,6 @@ def build(
         return compile_graph(module, values, options)
 
     if regions:
-        from .pieces import compile_pieces
-
         compiled = compile_pieces(graph, inputs, regions, compile_piece, report, options.error_budget)
     else:
         compiled = compile_piece(graph.module, inputs)

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .base import FACTORIES, Disable, Factory, Pass, Policy, UserError, nearest, register
-import contextlib
-
-with contextlib.suppress(ImportError):
-    from .cache import cache
-with contextlib.suppress(ImportError):
-    from .merge_tokens import merge_tokens
-with contextlib.suppress(ImportError):
-    from .quantize import quantize
-with contextlib.suppress(ImportError):
-    from .scan import scan, selective_scan
-with contextlib.suppress(ImportError):
-    from .sparse_attention import sparse_attention
+from .cache import cache
+from .merge_tokens import merge_tokens
+from .quantize import quantize
+from .scan import scan, selective_scan
+from .sparse_attention import sparse_attention
 
 ORDER: list[str] = [
     "scan",  # collapses unrolled loops, so everything after it sees a small graph
@@ -28,7 +21,7 @@ ORDER: list[str] = [
 ]
 """The order in which passes see a graph, whatever the order in the user's list."""
 
-DEFAULTS: tuple[Pass, ...] = (scan(), selective_scan()) if 'scan' in globals() else ()
+DEFAULTS: tuple[Pass, ...] = (scan(), selective_scan())
 """On without being asked for: exact up to rounding, and faster wherever they apply."""
 
 

@@ -22,6 +22,9 @@ from .reasons import Reason
 from .scores import Origins, Refused, Scores, Softmax, follow, softmax_at
 from .sites import Bias, Site, Sites
 
+# Functions that turn scores into weights in relatives of attention.
+_INSTEAD = frozenset({"sigmoid", "relu", "elu"})
+
 
 def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason]]:
     """Every attention of the graph in order, and a reason for everything that came close."""
@@ -39,6 +42,9 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
     for node in nodes.nodes:
         if operation(node) == "scaled_dot_product_attention":
             keep(lambda node=node: _fused(node))  # type: ignore[misc]
+            continue
+        if operation(node) in _INSTEAD and (reason := _other_normalisation(node, graph, origins)) is not None:
+            refusals.append(reason)
             continue
         anchor = softmax_at(node)
         if anchor is not None and _near(anchor, origins):
@@ -59,6 +65,22 @@ def _near(anchor: Softmax, origins: Origins) -> bool:
             if tensor(user) is not None:
                 pending.append(user)
     return False
+
+
+def _other_normalisation(node: Node, graph: NormalGraph, origins: Origins) -> Reason | None:
+    """A reason when ``node`` stands where attention has its softmax: between two products of activations."""
+    paths = origins.paths(node.args[0]) if isinstance(node.args[0], Node) else []
+    above = contraction(paths[0][0]) if paths else None
+    users = readers(node)
+    below = contraction(users[0]) if len(users) == 1 else None
+    if above is None or below is None:
+        return None
+    factors = (above.left, above.right, below.left, below.right)
+    if any(graph.is_static(factor) or factor.meta["val"].dim() < 3 for factor in factors):
+        return None
+    return Reason(
+        "unsupported-op", f"{node.target} in place of a softmax", (node.name, paths[0][0].name, users[0].name)
+    )
 
 
 def _spelled(anchor: Softmax, origins: Origins) -> Parts:

@@ -13,6 +13,7 @@ from .describe import description, element_bytes, named_dimensions
 from .effects import Effects
 from .evaluate import before
 from .masks import simplify
+from .nodes import tensor
 from .operands import Candidate, Letters, broadcasts, deepest, letterings, matching
 from .scores import Refused
 from .sites import Attention, Bias, Operand
@@ -65,7 +66,8 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
         refused = Refused(wrong.code, wrong.text)
         refused.reason = wrong
         raise refused
-    axes, names, sizes = _named(parts, arrangement, interior, _constants(inputs, interior, output, effects))
+    outside = [node for node in (*masks, *before([output], inputs)) if node not in interior]
+    axes, names, sizes = _named(parts, arrangement, interior, outside)
     dimensions, examples = named_dimensions(**sizes)
     flops, moved = _costs(dimensions, names, arrangement, output)
     return Attention(
@@ -163,7 +165,7 @@ def _between(operands: Sequence[Node], inputs: Sequence[Node], output: Node) -> 
 
 
 def _named(
-    parts: Parts, arrangement: _Arrangement, interior: frozenset[Node], constants: Sequence[Node]
+    parts: Parts, arrangement: _Arrangement, interior: frozenset[Node], masks: Sequence[Node]
 ) -> tuple[dict[Node, tuple[tuple[str, ...], ...]], list[str], dict[str, object]]:
     """Axis names of inputs and interior values, the names of the batch axes, and the size of every name."""
     letters = arrangement.letters
@@ -184,22 +186,15 @@ def _named(
     axes = {
         node: tuple(tuple(label[atom] for atom in axis) for axis in resolved(layout))
         for node, layout in layouts.items()
-        if node in interior or node in operands
+        if (node in interior or node in operands or not node.all_input_nodes) and node.meta["val"].dim() == len(layout)
     }
     scores = [*(tuple(label[atom] for atom in axis) for axis in letters.batch), ("S",), ("T",)]
-    for node in (*(bias.value for bias in arrangement.biases), *constants):
-        if node is not None and node not in axes:
-            shape = node.meta["val"].shape
-            aligned = scores[len(scores) - len(shape) :]
-            axes[node] = tuple(() if same(size, 1) else axis for size, axis in zip(shape, aligned, strict=False))
+    for node in masks:
+        made = tensor(node)
+        if made is not None and node not in axes and made.dim() <= len(scores):
+            aligned = scores[len(scores) - made.dim() :]
+            axes[node] = tuple(() if same(size, 1) else axis for size, axis in zip(made.shape, aligned, strict=True))
     return axes, names, sizes
-
-
-def _constants(inputs: Sequence[Node], interior: frozenset[Node], output: Node, effects: Effects) -> list[Node]:
-    """Constants that masks are made of (those read by something that is not constant itself)."""
-    region = before([output], inputs)
-    outer = {read for node in region if node not in effects.constants for read in node.all_input_nodes}
-    return [node for node in region if node in outer and node in effects.constants and node not in interior]
 
 
 def _costs(

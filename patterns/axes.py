@@ -80,8 +80,14 @@ def regroup(atoms: Iterable[Atom], sizes: Sequence[Any]) -> Layout | None:
     for size in map(expression, sizes):
         axis: list[Atom] = []
         needed = size
-        if needed == 1 and queue and queue[-1].size == 1:
-            axis.append(queue.pop())
+        if needed == 1 and queue:
+            if queue[-1].size == 1:
+                axis.append(queue.pop())
+            elif not queue[-1].rigid:
+                atom = queue.pop()
+                atom.parts = (Atom(1), Atom(atom.size))
+                axis.append(atom.parts[0])
+                queue.append(atom.parts[1])
         while needed != 1:
             if not queue:
                 return None

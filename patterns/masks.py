@@ -30,11 +30,14 @@ def simplify(bias: Bias, effects: Effects) -> list[Bias]:
     pending = [bias]
     while pending:
         item = pending.pop()
-        parts = _step(item)
-        if parts is not None:
+        known = _known(item, effects)
+        parts = None if known is not None else _step(item)
+        if known is not None:
+            found += known
+        elif parts is not None:
             pending.extend(reversed(parts))
         else:
-            found += _recognised(item, effects)
+            found.append(_shaped(item))
     return found
 
 
@@ -114,24 +117,32 @@ def _zero(value: Any) -> bool:
     return scalar(argument(value, name)) == 0.0
 
 
-def _recognised(bias: Bias, effects: Effects) -> list[Bias]:
-    """``bias`` with its structure; nothing when it hides nothing, ``causal`` when that is exactly what it hides."""
+def _known(bias: Bias, effects: Effects) -> list[Bias] | None:
+    """A constant mask as what it is: nothing when it hides nothing, ``causal`` or a window when it hides just that.
+
+    None when it is not constant, or an additive one that may still turn out to be boolean.
+    """
     node = bias.value
     if node is None:
         return [bias]
     value = constant_value(node) if node in effects.constants else None
-    visible = None if value is None else _VISIBLE[bias.kind](value)
+    if value is None:
+        return None
+    visible = _VISIBLE[bias.kind](value)
     if visible is None:
-        return [dataclasses.replace(bias, structure=_structure(node))]
+        return None
     if bool(visible.all()):
         return []
     band = _band(visible)
-    if band is None:
-        return [dataclasses.replace(bias, structure=_structure(node))]
-    left, right = band
-    if left is None and right == 0:
+    if band == (None, 0):
         return [Bias("causal", None, "causal", fill=bias.fill)]
-    return [dataclasses.replace(bias, structure="window", window=(left, right))]
+    if bias.kind == "additive":
+        return None
+    return [_shaped(bias) if band is None else dataclasses.replace(bias, structure="window", window=band)]
+
+
+def _shaped(bias: Bias) -> Bias:
+    return bias if bias.value is None else dataclasses.replace(bias, structure=_structure(bias.value))
 
 
 def _hides(value: Tensor) -> Tensor | None:

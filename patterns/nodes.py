@@ -58,7 +58,8 @@ def argument(node: Node, name: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def _mutates(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and bool(target._schema.is_mutable)
+    # Detaching in place changes no element.
+    return isinstance(target, torch._ops.OpOverload) and bool(target._schema.is_mutable) and _name(target) != "detach_"
 
 
 def mutates(node: Node) -> bool:
@@ -118,7 +119,7 @@ _UNARY = {
     "neg": operator.neg,
 }
 _BINARY = {"mul": operator.mul, "div": operator.truediv, "true_divide": operator.truediv, "pow": operator.pow}
-_SAME = CASTS | COPIES | RESHAPES | {"lift_fresh", "lift_fresh_copy", "detach", "expand"}
+_SAME = CASTS | COPIES | RESHAPES | {"lift_fresh", "lift_fresh_copy", "detach", "detach_", "expand"}
 
 
 def scalar(value: Any, depth: int = 8) -> float | None:

@@ -13,7 +13,7 @@ from torch.fx import Node
 from .describe import size_hint
 from .evaluate import before, concretely, constant_value, run
 from .graph import NormalGraph
-from .nodes import operation, tensor
+from .nodes import DROPOUTS, operation, tensor
 from .reasons import Reason
 from .reference import MEANINGS, reference
 from .sites import Site
@@ -114,23 +114,27 @@ def _compare(site: Site, sizes: Mapping[str, int]) -> Reason | None:
     values: dict[Node, Any] = {node: _sample(node, _shape(node, site, sizes), generator) for node in site.inputs}
     nodes = before(site.outputs, site.inputs)
     environment = dict(values)
+    dependent = set(values)
     for node in nodes:
+        if any(read in dependent for read in node.all_input_nodes):
+            dependent.add(node)
         if node.op == "call_function" and isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat):
             environment[node] = size_hint(node.meta["val"])
         elif node.op == "placeholder":
             if isinstance(node.meta.get("val"), Tensor):
                 return Reason("not-proven", f"the subgraph also reads {node.name}")
             environment[node] = size_hint(node.meta["val"])
-        elif node in site.axes and node not in site.interior:
+        elif node in site.axes and node not in dependent:
             constant = constant_value(node)
             if constant is None:
                 raise ValueError(f"the constant {node.name} is not known")
+            constant = constant.double() if constant.is_floating_point() else constant
             environment[node] = _cut(constant, _shape(node, site, sizes))
 
     def resized(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if sizes and node in site.axes:
-            return _with_shape(node, args, _shape(node, site, sizes)), kwargs
-        return args, kwargs
+            args = _with_shape(node, args, _shape(node, site, sizes))
+        return _without_dropout(node, args, kwargs)
 
     computed = run(_needed(nodes, environment, site), environment, resized, double=True)
     wanted = reference(site, values)
@@ -178,6 +182,19 @@ def _with_shape(node: Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> tu
         start = args[1] + len(shape) - len(args[2]) + 1 if args[1] < 0 else args[1]
         return (args[0], args[1], shape[start : start + len(args[2])], *args[3:])
     return args
+
+
+def _without_dropout(
+    node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Dropout cannot be compared; its probability is read from the arguments and not from numbers."""
+    if operation(node) in DROPOUTS:
+        return (args[0], 0.0, False), {}
+    if "dropout_p" in kwargs:
+        return args, {**kwargs, "dropout_p": 0.0}
+    if operation(node) == "scaled_dot_product_attention" and len(args) > 4:
+        return (*args[:4], 0.0, *args[5:]), kwargs
+    return args, kwargs
 
 
 def _sample(node: Node, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

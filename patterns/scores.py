@@ -158,7 +158,9 @@ def follow(path: Sequence[Node]) -> Scores:
     if alpha is None or beta is None:
         raise Refused("unsupported-op", "the factor of the product is not a constant", path[0])
     scores = Scores(start, start.out, alpha, layouts={path[0]: start.out})
-    if spec.addend is not None and beta != 0.0:
+    if spec.addend is not None and beta == 0.0:
+        scores.layouts[spec.addend] = scores.layout
+    elif spec.addend is not None:
         if beta != 1.0:
             raise Refused("unsupported-mask", "a bias is scaled", path[0])
         scores.biases.append((Bias("additive", spec.addend), scores.layout))

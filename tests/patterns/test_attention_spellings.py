@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from laconic.patterns import proof
 from laconic.patterns.detect import detect
-from laconic.patterns.proof import prove
 from laconic.patterns.sites import Attention, Operand
 from tests.patterns.graphs import normal
 
@@ -169,7 +170,6 @@ PLAIN: list[Spelling] = [
     matmul_div,
     operators_mul,
     scale_on_query,
-    scale_on_query_before_split,
     scale_on_key,
     scale_on_both,
     scale_as_tensor,
@@ -196,7 +196,12 @@ def only_site(function: Spelling, *inputs: Tensor) -> Attention:
     found = sites.of(Attention)
     assert len(found) == 1, [str(reason) for reason in sites.refusals]
     (site,) = found
-    assert prove(site, graph, verify="always") is None, prove(site, graph)
+    for cheap in (proof.CHEAP, 0):  # at its own sizes, and shrunk as if it were a large one
+        with (
+            mock.patch.object(proof, "CHEAP", cheap),
+            mock.patch.object(proof, "AFFORDABLE", proof.CHEAP if cheap else 0),
+        ):
+            assert proof.prove(site, graph, verify="always") is None
     return site
 
 
@@ -227,6 +232,11 @@ def test_spelling_gives_the_same_site(spelling: Spelling) -> None:
     site = only_site(spelling, *tokens())
     assert meaning_of(site) == meaning_of(only_site(fused, *tokens()))
     assert shape(site.query) == (B, H, S, D)
+
+
+def test_a_scale_before_the_heads_stays_outside() -> None:
+    site = only_site(scale_on_query_before_split, *tokens())
+    assert site.scale == 1.0 and shape(site.query) == (B, H, S, D)
 
 
 # --- masks ---------------------------------------------------------------------------------------------------------
@@ -424,7 +434,7 @@ def test_dropout_is_a_field() -> None:
     graph = normal(dropped, *tokens())
     (site,) = detect(graph).of(Attention)
     assert site.dropout == 0.25
-    assert prove(site, graph) is None
+    assert proof.prove(site, graph) is None
 
 
 def test_guard_against_hidden_rows() -> None:

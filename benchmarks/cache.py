@@ -69,6 +69,7 @@ def curve(model: nn.Module, batch: int) -> list[dict[str, Any]]:
     reference = sample(plain, noise, labels, STEPS)
     fewer: dict[int, float] = {}
     rows = []
+    print("  order  threshold  evaluations of 50  relative L2   as many plain steps")
     for order in (None, 0, 1):
         for threshold in THRESHOLDS:
             fast = through_laconic(model, laconic.cache("easycache", threshold=threshold, order=order))
@@ -77,14 +78,13 @@ def curve(model: nn.Module, batch: int) -> list[dict[str, Any]]:
             count = session.summary().computed
             if count not in fewer:
                 fewer[count] = relative(sample(plain, noise, labels, count), reference)
-            rows.append(
-                {
-                    "order": order,
-                    "threshold": threshold,
-                    "evaluations": count,
-                    "relative_l2": relative(images, reference),
-                    "fewer_steps_relative_l2": fewer[count],
-                }
+            error = relative(images, reference)
+            row = {"order": order, "threshold": threshold, "evaluations": count, "relative_l2": error}
+            rows.append({**row, "fewer_steps_relative_l2": fewer[count]})
+            sign = "<" if error < fewer[count] else ">="
+            print(
+                f"  {order!s:<6} {threshold:<10} {count:<18} {error:.5f}    {sign:>2} {fewer[count]:.5f}",
+                flush=True,
             )
             torch._dynamo.reset()  # each setting is compiled code of its own; Inductor's cache makes it cheap
     return rows
@@ -117,13 +117,6 @@ def main() -> None:
             print(f"  {name:<26} {ratio:.3f}x the unsplit compile")
     if arguments.only != "overhead":
         facts["curve"] = curve(model, arguments.batch)
-        print("  order  threshold  evaluations of 50  relative L2   as many plain steps")
-        for row in facts["curve"]:
-            better = "<" if row["relative_l2"] < row["fewer_steps_relative_l2"] else ">"
-            print(
-                f"  {row['order']!s:<6} {row['threshold']:<10} {row['evaluations']:<18} {row['relative_l2']:.5f}     "
-                f"{better} {row['fewer_steps_relative_l2']:.5f}"
-            )
     facts["load_after"] = os.getloadavg()[0]
     print(f"load after {facts['load_after']:.1f}")
     target = HERE / "results" / "cache.json"

@@ -16,7 +16,16 @@ from ..patterns.sites import Attention, Operand, Site
 from .base import PlanContext, Policy, positive, register
 from .ops.tokens import Merging, bipartite_match, match_tokens, merge, merge_limit, unmerge
 from .plan import Fidelity, Rewrite
-from .preconditions import differentiated, no_dropout, no_gradient, operand_shape, permuted, same_batch, static_sizes
+from .preconditions import (
+    differentiated,
+    no_dropout,
+    no_gradient,
+    one_set_of_tokens,
+    operand_shape,
+    permuted,
+    same_batch,
+    static_sizes,
+)
 from .projections import Projection, private, projection_after, projection_of
 
 
@@ -88,7 +97,11 @@ def _supported(site: Attention, context: PlanContext) -> Reason | None:
         return unknown
     if query[-2] != key[-2]:
         return Reason("unsupported-shape", f"{query[-2]} queries read {key[-2]} keys: not one set of tokens", names)
-    return no_dropout(site.dropout, site.output) or no_gradient(site, context.graph, "token merging")
+    return (
+        one_set_of_tokens(site, context.graph)
+        or no_dropout(site.dropout, site.output)
+        or no_gradient(site, context.graph, "token merging")
+    )
 
 
 def _merged(policy: ToMe, site: Attention, r: int, graph: NormalGraph) -> Rewrite:

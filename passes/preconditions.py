@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..patterns.graph import NormalGraph
 from ..patterns.reasons import Reason
-from ..patterns.sites import Operand, Site
+from ..patterns.sites import Attention, Operand, Site
 
 _DETACHED = (torch.ops.aten.detach.default, torch.ops.aten.detach_.default)
 _differentiated: weakref.WeakKeyDictionary[NormalGraph, set[Node]] = weakref.WeakKeyDictionary()
@@ -44,6 +44,62 @@ def no_gradient(site: Site, graph: NormalGraph, what: str) -> Reason | None:
     if not hit:
         return None
     return Reason("requires-grad", f"{what} has no gradient, and {hit[0]} needs one", tuple(hit))
+
+
+# Where an operation takes its data from; its other tensors are weights, which say nothing about tokens.
+_DATA_ARGUMENT = {
+    torch.ops.aten.linear.default: 0,
+    torch.ops.aten.layer_norm.default: 0,
+    torch.ops.aten.rms_norm.default: 0,
+    torch.ops.aten.group_norm.default: 0,
+    torch.ops.aten.conv1d.default: 0,
+    torch.ops.aten.conv2d.default: 0,
+    torch.ops.aten.conv3d.default: 0,
+    torch.ops.aten.embedding.default: 1,
+}
+_origins: weakref.WeakKeyDictionary[NormalGraph, dict[Node, int]] = weakref.WeakKeyDictionary()
+
+
+def origins(graph: NormalGraph) -> dict[Node, int]:
+    """For each node, a bit for every graph input whose data reaches it. Parameters and other weights are not data.
+
+    A weight is a parameter, a tensor of fewer than two axes (a gate, a timestep) or the matrix of a product. Kept per
+    graph.
+    """
+    if graph not in _origins:
+        bits: dict[Node, int] = {}
+        for number, node in enumerate(graph.module.graph.nodes):
+            if node.op == "placeholder":
+                value = node.meta.get("val")
+                data = isinstance(value, Tensor) and value.dim() > 1 and not graph.is_static(node)
+                bits[node] = 1 << number if data else 0
+                continue
+            index = _DATA_ARGUMENT.get(node.target)
+            read = node.all_input_nodes if index is None else [item for item in [node.args[index]] if item in bits]
+            if index is None and len(read) > 1:
+                read = [item for item in read if not _is_matrix(item)]
+            bits[node] = 0
+            for item in read:
+                bits[node] |= bits[item]
+        _origins[graph] = bits
+    return _origins[graph]
+
+
+def _is_matrix(node: Node) -> bool:
+    return node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor) and node.meta["val"].dim() == 2
+
+
+def one_set_of_tokens(site: Attention, graph: NormalGraph) -> Reason | None:
+    """``cross-attention`` when queries and keys come from different graph inputs, so are different tokens.
+
+    Operands that are graph inputs themselves (attention as a function) are taken at their word.
+    """
+    data = origins(graph)
+    query, key = data[site.query.node], data[site.key.node]
+    if query == key or all(operand.node.op == "placeholder" for operand in (site.query, site.key)):
+        return None
+    text = "queries and keys are computed from different inputs, so their tokens do not correspond"
+    return Reason("cross-attention", text, (site.query.node.name, site.key.node.name))
 
 
 def static_sizes(what: str, sizes: Iterable[object], node: Node) -> Reason | None:

@@ -49,7 +49,9 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
             mock.patch.object(fake_mode, "allow_non_fake_inputs", True),
         ):
             # A module whose nodes already carry another fake mode's values must not be asked to reuse them.
-            retraced = make_fx(BatchingInterpreter(module, fake_mode).run, pre_dispatch=True, tracing_mode="real")(*fakes)
+            retraced = make_fx(BatchingInterpreter(module, fake_mode).run, pre_dispatch=True, tracing_mode="real")(
+                *fakes
+            )
     except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.TensorifyScalarRestartAnalysis):
         raise
     except Exception as error:
@@ -82,11 +84,7 @@ def _fake(value: Any, fake_mode: FakeTensorMode) -> Any:
     symbolic = context.tensor_to_context.get(value) if context is not None else None
     if symbolic is None:
         return fake_mode.from_tensor(value, static_shapes=fake_mode.shape_env is None)
-    return fake_mode.from_tensor(
-        value, symbolic_context=symbolic, source=symbolic.tensor_source, trace=False
-    )
-
-
+    return fake_mode.from_tensor(value, symbolic_context=symbolic, source=symbolic.tensor_source, trace=False)
 
 
 def _is_fake_attribute(module: GraphModule, target: Any) -> bool:

@@ -10,6 +10,7 @@ CODES: dict[str, str] = {
     "weights-escape": "an interior value (attention weights, scores) is read outside the site",
     "mutation": "an in-place operation touches the site",
     "unsupported-op": "an operation inside the candidate has no place in the pattern",
+    "cross-attention": "queries and keys are different tokens, and the rewrite needs one set of them",
     "unsupported-mask": "a mask or bias the rewrite cannot express",
     "unsupported-dtype": "an element type the rewrite has no meaning or kernel for",
     "unsupported-shape": "a rank, size or dynamic dimension the rewrite cannot take",

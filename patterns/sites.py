@@ -145,20 +145,43 @@ class Linear(Site):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Convolution(Site):
-    """A convolution; ``input [N, C, *]`` and ``weight [O, C/groups, *]``."""
+    """A convolution; ``input [N, C, *]`` and ``weight [O, C/groups, *]`` (``transposed``: ``[C, O/groups, *]``).
+
+    ``stride``, ``padding`` (or its name), ``dilation`` and ``output_padding`` have one number for each axis after C.
+    """
 
     kind: ClassVar[str] = "conv"
     input: Node
     weight: Node
     bias: Node | None = None
+    stride: tuple[int, ...] = (1,)
+    padding: tuple[int, ...] | str = (0,)
+    dilation: tuple[int, ...] = (1,)
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = (0,)
 
     def fields(self) -> dict[str, Any]:
-        return {"input": self.input.name, "weight": self.weight.name, "bias": self.bias.name if self.bias else None}
+        return {
+            "input": self.input.name,
+            "weight": self.weight.name,
+            "bias": self.bias.name if self.bias else None,
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+            "transposed": self.transposed,
+        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Norm(Site):
-    """``layer``, ``rms``, ``group`` or ``batch`` normalisation of ``input``."""
+    """``layer``, ``rms``, ``group`` or ``batch`` normalisation of ``input``.
+
+    ``layer`` and ``rms`` normalise over ``dims`` (counted from the end); ``weight`` and ``bias`` broadcast against the
+    input. ``group`` takes ``groups`` groups of axis 1 at a time; ``batch`` uses the stored ``mean`` and ``variance`` of
+    each channel (axis 1), or with neither those of the batch (``group`` and ``batch``: ``weight`` and ``bias`` ``[C]``).
+    """
 
     kind: ClassVar[str] = "norm"
     input: Node
@@ -166,21 +189,44 @@ class Norm(Site):
     weight: Node | None = None
     bias: Node | None = None
     epsilon: float = 1e-5
+    dims: tuple[int, ...] = (-1,)
+    groups: int = 1
+    mean: Node | None = None
+    variance: Node | None = None
 
     def fields(self) -> dict[str, Any]:
-        return {"input": self.input.name, "norm": self.norm, "epsilon": self.epsilon}
+        return {
+            "input": self.input.name,
+            "norm": self.norm,
+            "weight": self.weight.name if self.weight else None,
+            "bias": self.bias.name if self.bias else None,
+            "epsilon": self.epsilon,
+            "dims": self.dims,
+            "groups": self.groups,
+        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeedForward(Site):
-    """``down(act(up(x)))`` or, gated, ``down(act(gate(x)) * up(x))``. Linears are sites of their own too."""
+    """``down(act(up(x)))`` or, gated, ``down(act(gate(x)) * up(x))``. Linears are sites of their own too.
+
+    ``activation`` is a key of :data:`laconic.patterns.activations.ACTIVATIONS`. Where one layer computes gate and up
+    at once, both fields hold it and ``up_half`` and ``gate_half`` say which half of its outputs each one is. The layers
+    are 1x1 convolutions where the features are axis 1. ``joined`` is not empty where ``down`` reads a concatenation
+    along the features (an attention beside the layer): its parts in order, None for this layer's own. ``dropout`` is
+    the probability of dropping a hidden value in training.
+    """
 
     kind: ClassVar[str] = "feedforward"
     input: Node
-    up: Linear
-    down: Linear
+    up: Linear | Convolution
+    down: Linear | Convolution
     activation: str
-    gate: Linear | None = None
+    gate: Linear | Convolution | None = None
+    up_half: int | None = None
+    gate_half: int | None = None
+    joined: tuple[Node | None, ...] = ()
+    dropout: float = 0.0
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -189,6 +235,9 @@ class FeedForward(Site):
             "down": self.down.id,
             "gate": self.gate.id if self.gate else None,
             "activation": self.activation,
+            "halves": [self.up_half, self.gate_half],
+            "joined": [part.name if part else None for part in self.joined],
+            "dropout": self.dropout,
         }
 
 

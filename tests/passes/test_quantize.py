@@ -298,7 +298,7 @@ class TestWeights:
         run = compiled(model)
         optimizers = [torch.optim.SGD(each.parameters(), lr=1e-3) for each in (model, reference)]
         for _ in range(2):
-            for each, call, optimizer in zip((model, reference), (run, reference), optimizers, strict=True):
+            for call, optimizer in zip((run, reference), optimizers, strict=True):
                 optimizer.zero_grad()
                 call(x).square().sum().backward()
                 optimizer.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import gc
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ class Pieces:
     compiled: int = 0
     runs: int = 0
     fail: bool = False
+    pause: float = 0.0
 
 
 @pytest.fixture
@@ -54,6 +56,7 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pieces]:
 
         def run(*args: Any) -> Any:
             count.runs += 1
+            time.sleep(count.pause)
             if count.fail:
                 raise RuntimeError("out of memory")
             return module(*args)
@@ -270,6 +273,7 @@ def test_threads_have_trajectories_of_their_own(pieces: Pieces) -> None:
 def test_threads_that_share_a_context_take_turns(pieces: Pieces) -> None:
     fast = compiled(Network())
     trajectory(fast, start(), steps=1)
+    pieces.pause = 0.005  # long enough for a second thread to come in between deciding and counting
     with laconic.session(fast, steps=STEPS) as here:
         contexts = [contextvars.copy_context() for _ in range(4)]
         threads = [threading.Thread(target=c.run, args=(trajectory, fast, start(0), 1, 5)) for c in contexts]
@@ -307,10 +311,11 @@ def test_nothing_outlives_the_block_or_the_model(pieces: Pieces) -> None:
 @pytest.mark.parametrize("change", ["add_", "data", "load_state_dict", "replaced"])
 def test_changed_weights_are_not_mistaken_for_the_old(pieces: Pieces, change: str) -> None:
     model = Network()
-    fast = compiled(model)
+    fast = compiled(model, threshold=100)  # reuses whatever it may
     other = Network(7)
-    with laconic.session(fast, steps=STEPS):
+    with laconic.session(fast, steps=STEPS) as here:
         x = trajectory(fast, start(), steps=10)
+        assert here.summary().calls[-1].reused
         with torch.no_grad():
             for layer, wanted in ((model.layers[0], other.layers[0]), (model.layers[2], other.layers[2])):
                 if change == "add_":

@@ -229,7 +229,7 @@ def _value(node: Node, weights: Node, layout: Layout, columns: Atom) -> _Below:
     if len(own) != 1 or own[0] not in spec.out_letters:
         raise Refused("unsupported-shape", "the value needs one channel axis", node)
     shape = dict(zip(theirs, value.meta["val"].shape, strict=True))
-    channels = Atom(expression(shape[own[0]]), rigid=True)
+    channels = Atom(shape[own[0]], rigid=True)
     bound[own[0]] = (channels,)
     value_layout = []
     for letter in theirs:
@@ -247,9 +247,9 @@ def _fused(node: Node) -> Parts:
     shapes = [item.meta["val"].shape for item in (query, key, value)]
     if min(map(len, shapes)) < 2 or any(expression(size) == 0 for shape in shapes for size in shape):
         raise Refused("unsupported-shape", "an operand has no elements or too few axes", node)
-    rows, inner = (Atom(expression(size), rigid=True) for size in shapes[0][-2:])
-    columns, channels = Atom(expression(shapes[1][-2]), rigid=True), Atom(expression(shapes[2][-1]), rigid=True)
-    batch = [Atom(expression(size)) for size in node.meta["val"].shape[:-2]]
+    rows, inner = (Atom(size, rigid=True) for size in shapes[0][-2:])
+    columns, channels = Atom(shapes[1][-2], rigid=True), Atom(shapes[2][-1], rigid=True)
+    batch = [Atom(size) for size in node.meta["val"].shape[:-2]]
     heads = [atom for atom in batch]
     if argument(node, "enable_gqa") is True and not same(shapes[0][-3], shapes[1][-3]):
         kept = expression(shapes[1][-3])

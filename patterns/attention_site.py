@@ -142,11 +142,15 @@ def _operands(
         order = matching(candidate.layout, (*letters.batch, rows, channels))
         if order is not None:
             outputs.append((candidate, order))
+    # The narrowest element type that operands and output agree on: widening inside is rounding, not meaning.
+    outputs.sort(key=lambda item: item[0].dtype.itemsize)
     for candidate, order in outputs:
         found = [deepest(items, axes, candidate.dtype) for items, axes in wanted]
         if all(item is not None for item in found):
             return tuple(found), candidate, order  # type: ignore[arg-type]
-    for candidate, order in outputs[:1]:
+    for candidate, order in outputs:
+        if candidate.cast:
+            continue
         found = [deepest(items, axes, None) for items, axes in wanted]
         if all(item is not None for item in found):
             return tuple(found), candidate, order  # type: ignore[arg-type]
@@ -166,19 +170,19 @@ def _between(operands: Sequence[Node], inputs: Sequence[Node], output: Node) -> 
 
 def _named(
     parts: Parts, arrangement: _Arrangement, interior: frozenset[Node], masks: Sequence[Node]
-) -> tuple[dict[Node, tuple[tuple[str, ...], ...]], list[str], dict[str, object]]:
+) -> tuple[dict[Node, tuple[tuple[str, ...], ...]], list[str], dict[str, int]]:
     """Axis names of inputs and interior values, the names of the batch axes, and the size of every name."""
     letters = arrangement.letters
     count = len(letters.batch)
     names = ["B"] if count == 1 else ["B", *(f"N{index}" for index in range(1, count - 1)), "H"][:count]
     label: dict[Atom, str] = {parts.rows: "S", parts.columns: "T", parts.inner: "D", parts.channels: "E"}
-    sizes: dict[str, object] = {name: 1 for name in names}
+    sizes: dict[str, int] = {name: 1 for name in names}
     for name, axis in zip(names, letters.batch, strict=True):
         for index, atom in enumerate(axis):
             label[atom] = name if len(axis) == 1 else f"{name}{index}"
-            sizes[name] = sizes[name] * atom.size  # type: ignore[operator]
-            sizes[label[atom]] = atom.size if len(axis) > 1 else sizes[name]
-    sizes |= {label[atom]: atom.size for atom in (parts.rows, parts.columns, parts.inner, parts.channels)}
+            sizes[name] *= atom.hint
+            sizes[label[atom]] = atom.hint if len(axis) > 1 else sizes[name]
+    sizes |= {label[atom]: atom.hint for atom in (parts.rows, parts.columns, parts.inner, parts.channels)}
     layouts = dict(parts.layouts)
     for candidate in (*parts.query, *parts.key, *parts.value, *parts.output):
         layouts[candidate.node] = candidate.layout

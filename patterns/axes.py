@@ -15,18 +15,28 @@ import sympy
 import torch
 from torch.fx import Node
 
+from .describe import size_hint
 from .nodes import COPIES, PERMUTES, RESHAPES, argument, cast_of, dimension, operation, tensor
 
 
 class Atom:
-    """An indivisible piece of an axis. ``rigid`` atoms (query, key and channel axes) are never split."""
+    """An indivisible piece of an axis. ``rigid`` atoms (query, key and channel axes) are never split.
 
-    __slots__ = ("parts", "rigid", "size")
+    ``size`` is an int or a sympy expression, ``hint`` an example value of it.
+    """
 
-    def __init__(self, size: Any, *, rigid: bool = False) -> None:
-        self.size = size
+    __slots__ = ("hint", "parts", "rigid", "size")
+
+    def __init__(self, size: Any, *, hint: int | None = None, rigid: bool = False) -> None:
+        self.size = expression(size)
+        self.hint = size_hint(size) if hint is None else hint
         self.rigid = rigid
         self.parts: tuple[Atom, ...] = ()
+
+    def split(self, outer: Any, inner: Any, outer_hint: int) -> Atom:
+        """Split off the major part and return it."""
+        self.parts = (Atom(outer, hint=outer_hint), Atom(inner, hint=self.hint // max(1, outer_hint)))
+        return self.parts[0]
 
 
 Layout = tuple[tuple[Atom, ...], ...]
@@ -77,16 +87,15 @@ def regroup(atoms: Iterable[Atom], sizes: Sequence[Any]) -> Layout | None:
     """The layout of a row-major sequence of ``atoms`` viewed with ``sizes``; None where it would cut a rigid atom."""
     queue = list(leaves(atoms))[::-1]
     layout: list[tuple[Atom, ...]] = []
-    for size in map(expression, sizes):
+    for size in sizes:
         axis: list[Atom] = []
-        needed = size
+        needed, hint = expression(size), size_hint(size)
         if needed == 1 and queue:
             if queue[-1].size == 1:
                 axis.append(queue.pop())
             elif not queue[-1].rigid:
                 atom = queue.pop()
-                atom.parts = (Atom(1), Atom(atom.size))
-                axis.append(atom.parts[0])
+                axis.append(atom.split(1, atom.size, 1))
                 queue.append(atom.parts[1])
         while needed != 1:
             if not queue:
@@ -97,11 +106,11 @@ def regroup(atoms: Iterable[Atom], sizes: Sequence[Any]) -> Layout | None:
                 outer = quotient(atom.size, needed)
                 if outer is None or atom.rigid:
                     return None
-                atom.parts = (Atom(needed), Atom(outer))
+                atom.split(needed, outer, hint)
                 queue.append(atom.parts[1])
                 atom, rest = atom.parts[0], 1
             axis.append(atom)
-            needed = rest
+            needed, hint = rest, hint // max(1, atom.hint)
         layout.append(tuple(axis))
     if any(atom.size != 1 for atom in queue):
         return None

@@ -76,18 +76,21 @@ def outside_inputs(interior: Iterable[Node]) -> tuple[Node, ...]:
     return tuple(dict.fromkeys(read for node in interior for read in node.all_input_nodes if read not in inside))
 
 
-def fingerprint(interior: Iterable[Node], inputs: Sequence[Node], outputs: Sequence[Node]) -> str:
+def fingerprint(
+    interior: Iterable[Node], inputs: Sequence[Node], outputs: Sequence[Node], *, layout: bool = True
+) -> str:
     """A hash of a subgraph up to the identity of its inputs: operations, constants, shapes, strides and dtypes.
 
-    Two layers of one model that differ only in their weights have equal fingerprints.
+    Two layers of one model that differ only in their weights have equal fingerprints. Without ``layout`` strides do
+    not count: the first block of a stack often reads a transposed value where the others do not.
     """
     number: dict[Node, str] = {node: f"in{index}" for index, node in enumerate(inputs)}
     digest = hashlib.sha256()
     for node in inputs:
-        digest.update(f"{number[node]}:{_type_text(node)}\n".encode())
+        digest.update(f"{number[node]}:{_type_text(node, layout)}\n".encode())
     for index, node in enumerate(ordered(interior)):
         number[node] = str(index)
-        text = f"{node.op} {node.target} {_argument_text((node.args, node.kwargs), number)} {_type_text(node)}"
+        text = f"{node.op} {node.target} {_argument_text((node.args, node.kwargs), number)} {_type_text(node, layout)}"
         if node.op == "get_attr":
             text = f"constant {_constant_text(node)}"
         digest.update(f"{index}: {text}\n".encode())
@@ -107,10 +110,10 @@ def _argument_text(value: Any, number: dict[Node, str]) -> str:
     return repr(value)
 
 
-def _type_text(node: Node) -> str:
+def _type_text(node: Node, layout: bool = True) -> str:
     value = node.meta.get("val")
     if isinstance(value, Tensor):
-        return f"{value.dtype}{tuple(value.shape)}{_strides(value)}{value.device}"
+        return f"{value.dtype}{tuple(value.shape)}{_strides(value) if layout else ''}{value.device}"
     if isinstance(value, list | tuple):
         return str([f"{item.dtype}{tuple(item.shape)}" if isinstance(item, Tensor) else str(item) for item in value])
     return str(value)
@@ -159,6 +162,11 @@ def named_dimensions(**sizes: Any) -> tuple[dict[str, sympy.Symbol], dict[str, i
     """Symbols for named dimensions and their example values: ``named_dimensions(S=64, D=32)``."""
     symbols = {name: sympy.Symbol(name, integer=True, positive=True) for name in sizes}
     return symbols, {name: size_hint(size) for name, size in sizes.items()}
+
+
+def evaluated(expression: sympy.Expr, dimensions: dict[str, int]) -> int:
+    """The value of a cost at example sizes given by dimension name."""
+    return int(expression.subs({symbol: dimensions[symbol.name] for symbol in expression.free_symbols}))
 
 
 def description(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Graph, Node
 
-from .axes import Atom, Contraction, Layout, contraction, downward, expression, resolved, same
+from .axes import Atom, Contraction, Layout, contraction, downward, resolved, same
 from .masks import hidden_fill
 from .nodes import (
     CASTS,
@@ -117,7 +117,7 @@ def product(node: Node) -> Product:
     (summed,) = inner
     sizes[summed] = spec.left.meta["val"].shape[spec.left_letters.index(summed)]
     free = rows | columns | inner
-    atoms = {letter: Atom(expression(size), rigid=letter in free) for letter, size in sizes.items()}
+    atoms = {letter: Atom(size, rigid=letter in free) for letter, size in sizes.items()}
     if any(atom.size == 0 for atom in atoms.values()):
         raise Refused("unsupported-shape", "an axis has no elements", node)
     return Product(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laconic.patterns import proof
+from laconic.patterns.describe import evaluated
 from laconic.patterns.detect import detect
 from laconic.patterns.sites import Attention, Operand
 from tests.patterns.graphs import normal
@@ -223,7 +224,7 @@ def meaning_of(site: Attention) -> dict[str, Any]:
         "biases": [(b.kind, b.structure, b.window, b.value is None) for b in site.biases],
         "groups": site.groups,
         "dropout": site.dropout,
-        "flops": site.flops.subs(site.dimensions),
+        "flops": evaluated(site.flops, site.dimensions),
     }
 
 

@@ -60,7 +60,10 @@ def gathered_band_attention(
     The middle's keys are overlapping views of one tensor (``unfold``), so nothing is copied and one small mask
     ``[ROWS, left + ROWS + right]`` serves every window. Shapes as for the operator.
     """
-    tokens = query.shape[2]
+    tokens, features = query.shape[2], value.shape[-1]
+    # The fused CPU kernel wants one depth for all three; zeros change neither the scores nor the first features.
+    depth = max(query.shape[-1], features)
+    query, key, value = (F.pad(x, (0, depth - x.shape[-1])) if x.shape[-1] < depth else x for x in (query, key, value))
     begin = min(-(-left // ROWS) * ROWS, tokens)
     windows = max((tokens - right - begin) // ROWS, 0)
     end = begin + windows * ROWS
@@ -74,7 +77,7 @@ def gathered_band_attention(
         parts.append(_windows(query, key, value, begin, end, left, right, scale))
     if tokens > end:
         parts.append(_masked(query, key, value, end, tokens, left, right, scale))
-    return torch.cat([part.transpose(1, 2) for part in parts], 1).transpose(1, 2)
+    return torch.cat([part.transpose(1, 2)[..., :features] for part in parts], 1).transpose(1, 2)
 
 
 def _band(first: int, rows: int, start: int, columns: int, left: int, right: int, device: torch.device) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import laconic
 from laconic.passes.merge_tokens import merge_tokens
 from laconic.passes.ops.tokens import bipartite_match, match_tokens, merge, merge_limit, unmerge
 
@@ -276,6 +277,64 @@ def test_refusals() -> None:
     assert sites.refusal(item, plain, dropout=0.5)[0] == "dropout-active"
     needs = sites.traced(attention, query, key.clone().requires_grad_(), value, grad=True)
     assert sites.refusal(item, needs)[0] == "requires-grad"
+
+
+def test_cross_attention_of_equal_lengths_is_refused() -> None:
+    def cross(x: Tensor, context: Tensor, weight: Tensor) -> Tensor:
+        key = F.linear(context, weight).unflatten(-1, (2, 4)).transpose(1, 2)
+        return attention(F.linear(x, weight).unflatten(-1, (2, 4)).transpose(1, 2), key, key)
+
+    inputs = torch.randn(1, 20, 8), torch.randn(1, 20, 8), torch.randn(8, 8)
+    assert sites.refusal(merge_tokens("tome", r=4), sites.traced(cross, *inputs))[0] == "cross-attention"
+
+
+def compiled(model: Any, *passes: Any) -> Any:
+    torch._dynamo.reset()
+    return torch.compile(model, backend="laconic", options={"passes": list(passes)})
+
+
+@torch.no_grad()
+def test_through_torch_compile() -> None:
+    torch.manual_seed(0)
+    block, x = Block("packed").eval(), torch.randn(2, 16, 24)
+    fast = compiled(block, merge_tokens("tome", r=5, protect=1))
+    got = fast(x)
+    (row,) = laconic.report(fast).rewrites
+    assert (row.op, row.status) == ("laconic::bipartite_match", "applied")
+
+    q, k, v = block.qkv(x).reshape(2, 16, 3, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)
+    want = x + block.out(reference(q, k, v, 5, 1).transpose(1, 2).reshape(2, 16, 24))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_r_zero_through_torch_compile_is_the_plain_compile() -> None:
+    torch.manual_seed(0)
+    block, x = Block("packed").eval(), torch.randn(2, 16, 24)
+    fast = compiled(block, merge_tokens("tome", r=0))
+    got = fast(x)
+    report = laconic.report(fast)
+    assert not report.rewrites and "identity" in [row.code for row in report.refusals]
+    torch._dynamo.reset()
+    assert torch.equal(got, torch.compile(block)(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit", "dit"])
+@torch.no_grad()
+def test_real_models(name: str) -> None:
+    from tests.models.builders import BUILDERS
+
+    model, args, kwargs = BUILDERS[name](2)
+    exact = model(*args, **kwargs)[0]
+    fast = compiled(model, merge_tokens("tome", r=4, protect=1))
+    got = fast(*args, **kwargs)[0]
+    assert [row.status for row in laconic.report(fast).rewrites] == ["applied", "applied"]
+    assert got.shape == exact.shape and got.isfinite().all()
+    error = (got - exact).norm() / exact.norm()
+    assert 1e-6 < error < 0.3  # a different function, near the model's own
+    off = compiled(model, merge_tokens("tome", r=0))
+    torch.testing.assert_close(off(*args, **kwargs)[0], exact, rtol=1e-5, atol=1e-5)
 
 
 def test_settings_are_checked() -> None:

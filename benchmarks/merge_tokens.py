@@ -24,8 +24,12 @@ import torch
 from torch import Tensor, nn
 
 import laconic
+from tests.models.timm_support import declare_torchvision_operators
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+
+# transformers and diffusers import torchvision, whose wheel may come without its operators.
+declare_torchvision_operators()
 
 
 def vit() -> Built:

@@ -20,7 +20,7 @@ from ..patterns.reasons import Reason
 from . import registry
 from .debug import Dump
 from .options import Options
-from .isolated import Visit, visit_graphs
+from .isolated import Visit, no_memory_of_sizes, visit_graphs
 from .pipeline import rewrite
 
 
@@ -62,7 +62,12 @@ def explain(
         report.sources.update(dump.sources)
 
     try:
-        with get_metrics_context(), dynamo_timed("laconic.explain"), torch_function_mode_stack_state_mgr:
+        with (
+            get_metrics_context(),
+            dynamo_timed("laconic.explain"),
+            torch_function_mode_stack_state_mgr,
+            no_memory_of_sizes(),
+        ):
             captured = fullgraph_capture(original, args, kwargs or None).backend_input
     except TorchDynamoException as error:
         _in_parts(original, args, kwargs, plan, error, report)
@@ -87,7 +92,8 @@ def _in_parts(
     if not isinstance(original, torch.nn.Module):
         return  # a function cannot be copied, and running it may change what it closes over
     try:
-        visit_graphs(original, args, kwargs, plan)
+        with no_memory_of_sizes():
+            visit_graphs(original, args, kwargs, plan)
     except UserError:
         raise
     except Exception as failure:

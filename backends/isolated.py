@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo import pgo
 from torch._dynamo.guards import DeletedGuardManagerWrapper
 from torch.fx import GraphModule
 
 from . import registry
+
+def no_memory_of_sizes() -> Any:
+    """A context in which Dynamo neither uses nor changes what it remembers about sizes that varied between calls."""
+    return mock.patch.object(pgo, "_CODE_STATE", defaultdict(pgo.CodeState))
+
 
 Visit = Callable[[GraphModule, Sequence[Any]], None]
 
@@ -49,4 +57,6 @@ def _forget(code: CodeType, wrapper: Any, capture: Any) -> None:
     """Remove our cache entries of one code object; the user's own stay."""
     for entry in list(_debug_get_cache_entry_list(code)):
         if entry.backend in (wrapper, capture):
-            entry.guard_manager.extra_state.invalidate(entry, DeletedGuardManagerWrapper("laconic.explain is done"))
+            state = entry.guard_manager.extra_state
+            if state is not None:
+                state.invalidate(entry, DeletedGuardManagerWrapper("laconic.explain is done"))

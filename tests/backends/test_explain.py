@@ -80,6 +80,22 @@ def test_explain_changes_nothing() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_explaining_two_sizes_does_not_make_the_next_compile_dynamic() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(x @ x.T, -1) @ x
+
+    laconic.explain(function, torch.randn(5, 4))
+    laconic.explain(function, torch.randn(9, 4))
+    seen: list[list[type]] = []
+
+    def spy(module: torch.fx.GraphModule, inputs: list[object]) -> object:
+        seen.append([type(value) for value in inputs])
+        return module.forward
+
+    torch.compile(function, backend=spy)(torch.randn(7, 4))
+    assert seen == [[torch.Tensor]]
+
+
 def test_explain_takes_functions_compiled_objects_and_keywords() -> None:
     def function(x: torch.Tensor, *, scale: float) -> torch.Tensor:
         return torch.softmax(x, -1) * scale

@@ -1,4 +1,4 @@
-"""Linear layers: a contraction of activations with a weight over the last axis, bias or not, weight stored either way."""
+"""Linear layers: activations times a weight over the last axis, bias or not, weight stored either way."""
 
 from __future__ import annotations
 

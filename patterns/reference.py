@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from .sites import Attention, Bias, Linear, Operand, Site
+from .activations import ACTIVATIONS
+from .sites import Attention, Bias, Convolution, FeedForward, Linear, Norm, Operand, Site
 
 Read = Callable[[Node], Tensor]
 Reference = Callable[[Any, Read], Any]
@@ -102,8 +103,70 @@ def biased(scores: Tensor, bias: Bias, read: Read) -> Tensor:
     return scores + value
 
 
-@meaning(Linear)
+@meaning(Linear, small=lambda site: _smaller(site, K=7, N=5))
 def linear(site: Linear, read: Read) -> Tensor:
     """``x W^T + b``; ``x W + b`` when the weight is stored transposed."""
     weight = read(site.weight).T if site.transposed else read(site.weight)
     return functional.linear(read(site.input), weight, read(site.bias) if site.bias is not None else None)
+
+
+@meaning(Convolution)
+def convolution(site: Convolution, read: Read) -> Tensor:
+    """A convolution (cross-correlation), or its transpose, over every axis after the channels."""
+    input, weight = read(site.input), read(site.weight)
+    bias = read(site.bias) if site.bias is not None else None
+    rank = input.dim() - 2
+    if site.transposed:
+        apply = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
+        settings = (site.stride, site.padding, site.output_padding, site.groups, site.dilation)
+    else:
+        apply = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
+        settings = (site.stride, site.padding, site.dilation, site.groups)
+    return apply(input, weight, bias, *settings)
+
+
+@meaning(FeedForward, small=lambda site: _smaller(site, K=5, H=7, C=3))
+def feedforward(site: FeedForward, read: Read) -> Tensor:
+    """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate; parts joined before ``down``."""
+    feature = 1 if isinstance(site.down, Convolution) else -1
+
+    def project(layer: Linear | Convolution, x: Tensor, half: int | None) -> Tensor:
+        made = MEANINGS[type(layer)].compute(layer, {**known, layer.input: x}.__getitem__)
+        return made if half is None else made.chunk(2, feature)[half]
+
+    layers = [layer for layer in (site.up, site.gate, site.down) if layer is not None]
+    stored = [node for layer in layers for node in (layer.weight, layer.bias) if node is not None]
+    known = {node: read(node) for node in stored}
+    x = read(site.input)
+    hidden = project(site.up, x, site.up_half)
+    if site.gate is None:
+        hidden = ACTIVATIONS[site.activation](hidden)
+    else:
+        hidden = ACTIVATIONS[site.activation](project(site.gate, x, site.gate_half)) * hidden
+    if site.joined:
+        hidden = torch.cat([hidden if part is None else read(part) for part in site.joined], feature)
+    return project(site.down, hidden, None)
+
+
+@meaning(Norm)
+def norm(site: Norm, read: Read) -> Tensor:
+    """Ba et al. 2016 (layer), Zhang and Sennrich 2019 (rms), Wu and He 2018 (group), Ioffe and Szegedy 2015 (batch)."""
+    x = read(site.input)
+    weight, bias, mean, variance = (
+        read(node) if node is not None else None for node in (site.weight, site.bias, site.mean, site.variance)
+    )
+    if site.norm == "group":
+        return functional.group_norm(x, site.groups, weight, bias, site.epsilon)
+    if site.norm == "batch":
+        return functional.batch_norm(x, mean, variance, weight, bias, mean is None, 0.0, site.epsilon)
+    if site.norm == "layer":
+        x = x - x.mean(site.dims, keepdim=True)
+    x = x * torch.rsqrt(x.square().mean(site.dims, keepdim=True) + site.epsilon)
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _smaller(site: Site, **features: int) -> dict[str, int]:
+    """Distinct primes for the features and few rows; never above the site's own sizes."""
+    rows = iter((2, 3, 2, 3, 2, 3))
+    return {name: min(size, features.get(name) or next(rows)) for name, size in site.dimensions.items()}

@@ -180,7 +180,7 @@ class Norm(Site):
 
     ``layer`` and ``rms`` normalise over ``dims`` (counted from the end); ``weight`` and ``bias`` broadcast against the
     input. ``group`` takes ``groups`` groups of axis 1 at a time; ``batch`` uses the stored ``mean`` and ``variance`` of
-    each channel (axis 1), or with neither those of the batch (``group`` and ``batch``: ``weight`` and ``bias`` ``[C]``).
+    each channel (axis 1), or with neither those of the batch. For these two ``weight`` and ``bias`` are ``[C]``.
     """
 
     kind: ClassVar[str] = "norm"

@@ -1,0 +1,91 @@
+"""Names for the axes of every value of a feed-forward layer, so that a large one can be proven at small sizes."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from .axes import Atom, Layout, downward, leaves, resolved
+from .describe import ordered, shape_of
+from .hidden import Candidate, Layer, half_of
+from .linear import row_names
+from .nodes import argument, operation
+from .sites import Convolution, Linear
+
+FEATURES = frozenset({"K", "H", "G", "C", *(f"C{index}" for index in range(16))})
+"""Names of what is not a row: ``K`` features outside, ``H`` hidden, ``G`` the two halves, ``C`` of what is joined."""
+
+
+def name_axes(
+    candidate: Candidate, x: Node, interior: frozenset[Node]
+) -> tuple[dict[Node, tuple[tuple[str, ...], ...]], dict[str, int]]:
+    """The named axes of inputs and interior values, and the size of every name."""
+    feature = 1 if isinstance(candidate.down, Convolution) else -1
+    atoms = [Atom(size, rigid=True) for size in shape_of(x)]
+    wide = atoms[feature]
+    rows = [atom for atom in atoms if atom is not wide]
+    for atom in rows:
+        atom.rigid = False
+    hidden, pair = Atom(shape_of(candidate.up.node)[feature], rigid=True), Atom(2)
+    layouts: dict[Node, Layout] = {x: tuple((atom,) for atom in atoms)}
+    joined = [part for part in candidate.hidden.joined if part is not None]
+    beside = [Atom(shape_of(part)[feature], rigid=True) for part in joined]
+    for part, atom in zip(joined, beside, strict=True):
+        layouts[part] = _with(layouts[x], feature, (atom,)) if len(shape_of(part)) == len(atoms) else ()
+    halves = {leaf.layer.id: leaf.half is not None for leaf in candidate.hidden.leaves}
+    read = tuple(
+        beside[joined.index(part)] if part is not None else hidden for part in candidate.hidden.joined or (None,)
+    )
+    for layer in candidate.firsts:
+        _weights(layer, (pair, hidden) if halves[layer.id] else (hidden,), (wide,), layouts)
+    _weights(candidate.down, (wide,), read, layouts)
+    stored = {node for layer in (*candidate.firsts, candidate.down) for node in (layer.weight, layer.bias)}
+    firsts = {node: halves[layer.id] for layer in candidate.firsts for node in layer.interior}
+    lasts = candidate.down.interior
+    for node in ordered(interior):
+        source = next((item for item in node.all_input_nodes if layouts.get(item) and item not in stored), None)
+        if source is None:
+            continue
+        layout = layouts[source]
+        if node in firsts:
+            layouts[node] = _with(layout, feature, (pair, hidden) if firsts[node] else (hidden,))
+        elif node in lasts:
+            layouts[node] = _with(layout, feature, (wide,))
+        elif half_of(node, feature) is not None or isinstance(node.meta.get("val"), list | tuple):
+            layouts[node] = _with(layout, feature, (hidden,))
+        elif operation(node) == "cat":
+            parts = [layouts[part] for part in argument(node, "tensors")]
+            layouts[node] = _with(layout, feature, tuple(atom for part in parts for atom in part[feature]))
+        else:
+            moved = downward(node, layout) if node.args[0] is source else None
+            if moved is not None or len(layout) == len(shape_of(node)):
+                layouts[node] = moved or layout
+    lead = leaves(rows)
+    label = dict(zip(lead, row_names(len(lead)) if feature == -1 else ("N", "Y", "X", "Z"), strict=False))
+    label |= {wide: "K", hidden: "H", pair: "G"}
+    label |= {atom: f"C{index}" if len(beside) > 1 else "C" for index, atom in enumerate(beside)}
+    named = {
+        node: tuple(tuple(label[atom] for atom in part) for part in resolved(layout))
+        for node, layout in layouts.items()
+        if layout and all(atom in label for part in resolved(layout) for atom in part)
+    }
+    sizes = {name: atom.hint for atom, name in label.items()}
+    if not any(halves.values()):
+        del sizes["G"]
+    return named, sizes
+
+
+def _weights(layer: Layer, made: tuple[Atom, ...], read: tuple[Atom, ...], layouts: dict[Node, Layout]) -> None:
+    pair: Layout = (made, read)
+    if isinstance(layer, Linear):
+        layouts[layer.weight] = pair[::-1] if layer.transposed else pair
+    else:
+        layouts[layer.weight] = (*pair, *(() for _ in shape_of(layer.weight)[2:]))
+    if layer.bias is not None:
+        layouts[layer.bias] = (made,)
+
+
+def _with(layout: Layout, feature: int, atoms: tuple[Atom, ...]) -> Layout:
+    """``layout`` with other features."""
+    axes = list(layout)
+    axes[feature] = atoms
+    return tuple(axes)

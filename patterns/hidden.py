@@ -1,0 +1,276 @@
+"""What the last linear layer of a feed-forward reads, followed up to the first layers."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from .activations import ARITHMETIC, dropout_probability, recognise
+from .axes import same
+from .convolution import pointwise
+from .nodes import CASTS, COPIES, RESHAPES, argument, dimension, mutates, operation, scalar, tensor
+from .reasons import Reason
+from .sites import Convolution, Linear, Sites
+
+Layer = Linear | Convolution
+
+# The longest spelling of a gated tanh-GELU has eleven operations; twice that leaves room for casts and views.
+_LONGEST = 32
+
+
+class Refused(Exception):
+    """A candidate came close; ``reason`` says what was missing."""
+
+    def __init__(self, code: str, text: str, *nodes: Node) -> None:
+        super().__init__(text)
+        self.reason = Reason(code, text, tuple(node.name for node in nodes))
+
+    @classmethod
+    def because(cls, reason: Reason) -> Refused:
+        """With a reason made elsewhere."""
+        refused = cls(reason.code, reason.text)
+        refused.reason = reason
+        return refused
+
+
+class Layers:
+    """The linear layers of a graph by the node they compute, each with the axis its features are on."""
+
+    def __init__(self, sites: Sites) -> None:
+        self.all: list[Layer] = [
+            site for site in sites if isinstance(site, Linear) or (isinstance(site, Convolution) and pointwise(site))
+        ]
+        self.by_output: dict[Node, Layer] = {site.output: site for site in self.all}
+
+    @staticmethod
+    def feature_axis(site: Layer) -> int:
+        """Counted from the front for a convolution, from the end for a linear layer."""
+        return 1 if isinstance(site, Convolution) else -1
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A hidden value as a first layer computes it: all its features, or one of two halves."""
+
+    layer: Layer
+    node: Node
+    half: int | None = None
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """Equal for equal values read at different nodes."""
+        return self.layer.id, self.half
+
+
+@dataclass(eq=False)
+class Hidden:
+    """``activation(leaves[active])``, times the other leaf if there are two; ``joined`` as in a site."""
+
+    leaves: list[Leaf]
+    activation: str
+    active: int
+    node: Node
+    joined: tuple[Node | None, ...] = ()
+    dropout: float = 0.0
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A last layer and the hidden value it reads."""
+
+    down: Layer
+    hidden: Hidden
+
+    @property
+    def gate(self) -> Leaf | None:
+        """The leaf the activation is applied to, where another one is multiplied with it."""
+        return self.hidden.leaves[self.hidden.active] if len(self.hidden.leaves) == 2 else None
+
+    @property
+    def up(self) -> Leaf:
+        """The leaf that is not the gate."""
+        return self.hidden.leaves[1 - self.hidden.active if len(self.hidden.leaves) == 2 else 0]
+
+    @property
+    def firsts(self) -> list[Layer]:
+        """The distinct first layers, in order."""
+        return list({leaf.layer.id: leaf.layer for leaf in self.hidden.leaves}.values())
+
+    @property
+    def returns_its_width(self) -> bool:
+        """As many features come out as went in."""
+        axis = Layers.feature_axis(self.down)
+        return same(self.up.layer.input.meta["val"].shape[axis], self.down.output.meta["val"].shape[axis])
+
+
+def hidden_value(down: Layer, layers: Layers) -> Hidden | None:
+    """What ``down`` reads, if that is an activation of other layers; None when it is something else.
+
+    Raises:
+        Refused: arithmetic between two layers that is no known activation.
+    """
+    axis = Layers.feature_axis(down)
+    start, dropped = _unwrap(down.input, axis)
+    if operation(start) == "cat" and _is_axis(start, argument(start, "dim"), axis):
+        return _joined(start, axis, layers, dropped)
+    return _activation(start, axis, layers, dropped)
+
+
+def _joined(node: Node, axis: int, layers: Layers, dropped: float) -> Hidden | None:
+    """One part of a concatenation is an activation, the others (an attention's output) are just read."""
+    parts = argument(node, "tensors")
+    found: list[tuple[int, Hidden]] = []
+    for index, part in enumerate(parts):
+        start, more = _unwrap(part, axis)
+        hidden = _activation(start, axis, layers, 1 - (1 - dropped) * (1 - more))
+        if hidden is not None:
+            found.append((index, hidden))
+    if len(found) != 1:
+        return None
+    index, hidden = found[0]
+    hidden.joined = tuple(None if position == index else part for position, part in enumerate(parts))
+    return hidden
+
+
+def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidden | None:
+    if _leaf(start, axis, layers) is not None:
+        return None
+    region: list[Node] = []
+    leaves: dict[Node, Leaf] = {}
+    distinct: dict[tuple[str, int | None], Node] = {}
+    pending, seen = [start], {start}
+    while pending:
+        node = pending.pop()
+        leaf = _leaf(node, axis, layers)
+        if leaf is not None:
+            leaves[node] = leaf
+            distinct.setdefault(leaf.key, node)
+            continue
+        wrapped = _wrapper(node, axis)
+        if operation(node) == "dropout" and wrapped is not None:
+            # Inside the arithmetic only a dropout that does nothing is a plain value.
+            wrapped = wrapped if dropout_probability(node) == 0.0 else None
+        if wrapped is None and operation(node) not in ARITHMETIC:
+            return None
+        if mutates(node):
+            return None
+        region.append(node)
+        for read in [wrapped] if wrapped is not None else node.all_input_nodes:
+            if read not in seen and scalar(read) is None:
+                seen.add(read)
+                pending.append(read)
+        if len(region) > _LONGEST:
+            return None
+    # Two nodes of one value (a slice written twice) are one leaf; the region is small, so it is simply refused.
+    if not 1 <= len(distinct) <= 2 or len(leaves) != len(distinct):
+        return None
+    nodes = sorted(leaves)
+    found = recognise(sorted(region), nodes)
+    if found is None or (found[0] == "identity" and len(nodes) == 1):
+        views = sum(1 for node in region if _wrapper(node, axis) is not None)
+        if len(region) == views or len({leaf.layer.input for leaf in leaves.values()}) > 1:
+            return None
+        raise Refused("unsupported-op", "the arithmetic between two linear layers is no known activation", start)
+    return Hidden([leaves[node] for node in nodes], *found, start, dropout=dropped)
+
+
+def _unwrap(node: Node, axis: int) -> tuple[Node, float]:
+    """Above casts, copies, dropouts and views that keep the feature axis; and how much the dropouts drop."""
+    kept = 1.0
+    while True:
+        source = _wrapper(node, axis)
+        if source is None:
+            return node, 1.0 - kept
+        if operation(node) == "dropout":
+            probability = dropout_probability(node)
+            if probability is None:
+                return node, 1.0 - kept
+            kept *= 1.0 - probability
+        node = source
+
+
+def unwrapped(node: Node, axis: int) -> Node:
+    """``node`` above casts, copies and views that keep the feature axis."""
+    source = _wrapper(node, axis) if operation(node) != "dropout" else None
+    while source is not None:
+        node = source
+        source = _wrapper(node, axis) if operation(node) != "dropout" else None
+    return node
+
+
+def _wrapper(node: Node, axis: int) -> Node | None:
+    """What ``node`` passes on unchanged, feature by feature."""
+    name = operation(node)
+    if name not in COPIES and name not in CASTS and name not in RESHAPES and name != "dropout":
+        return None
+    source, made = node.args[0], tensor(node)
+    before = tensor(source)
+    if before is None or made is None or not before.dtype.is_floating_point or not made.dtype.is_floating_point:
+        return None
+    if name in RESHAPES:
+        # A row-major regrouping that keeps the size of the last axis keeps the axis.
+        if axis != -1 or not before.dim() or not made.dim() or not same(before.shape[-1], made.shape[-1]):
+            return None
+    return source  # type: ignore[return-value]
+
+
+def _is_axis(node: Node, given: object, axis: int) -> bool:
+    made = tensor(node.args[0]) if isinstance(node.args[0], Node) else tensor(node)
+    if made is None or not isinstance(given, int):
+        return False
+    return dimension(given, made.dim()) == dimension(axis, made.dim())
+
+
+def _leaf(node: Node, axis: int, layers: Layers) -> Leaf | None:
+    """``node`` as the output of a layer, or half of it, casts and views in between."""
+    place, half = node, None
+    for _ in range(8):
+        layer = layers.by_output.get(place)
+        if layer is not None:
+            return Leaf(layer, node, half) if Layers.feature_axis(layer) == axis else None
+        source = _wrapper(place, axis)
+        if source is not None and operation(place) != "dropout":
+            place = source
+            continue
+        cut = half_of(place, axis) if half is None else None
+        if cut is None:
+            return None
+        place, half = cut
+    return None
+
+
+def half_of(node: Node, axis: int) -> tuple[Node, int] | None:
+    """What ``node`` is one half of along the feature axis, and which half."""
+    if node.target is operator.getitem:
+        source, index = node.args
+        if not isinstance(source, Node) or not isinstance(index, int):
+            return None
+        parts = source.meta.get("val")
+        if operation(source) not in ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk"):
+            return None
+        if (
+            not isinstance(parts, list | tuple)
+            or len(parts) != 2
+            or not _is_axis(source, argument(source, "dim"), axis)
+        ):
+            return None
+        if not same(parts[0].shape[axis], parts[1].shape[axis]):
+            return None
+        return source.args[0], index % 2  # type: ignore[return-value]
+    if operation(node) not in ("slice", "narrow"):
+        return None
+    source = node.args[0]
+    whole, made = tensor(source), tensor(node)
+    if whole is None or made is None or not _is_axis(node, argument(node, "dim"), axis):
+        return None
+    if operation(node) == "slice" and argument(node, "step") != 1:
+        return None
+    if not same(whole.shape[axis], 2 * made.shape[axis]):
+        return None
+    start = argument(node, "start")
+    for half, first in enumerate((0, made.shape[axis])):
+        if same(start or 0, first) or (isinstance(start, int) and start < 0 and half == 1 and same(-start, first)):
+            return source, half  # type: ignore[return-value]
+    return None

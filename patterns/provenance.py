@@ -1,0 +1,48 @@
+"""Which inputs of a graph a value is computed from, for telling a residual layer from one that stands beside."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from .graph import NormalGraph
+from .nodes import CASTS, COPIES, MOVEMENTS, operation, readers, tensor
+from .sites import FeedForward
+
+# What may lie between a layer and the sum it enters: scaling, a gate from conditioning, a norm, dropout, views.
+_PASSED = MOVEMENTS | CASTS | COPIES | {"dropout", "mul", "div", "layer_norm", "rms_norm", "native_layer_norm"}
+_LONGEST = 48
+
+
+class Provenance:
+    """For every value, the set of inputs that are no parameters it depends on, as bits of a number."""
+
+    def __init__(self, graph: NormalGraph) -> None:
+        self._bits: dict[Node, int] = {}
+        fresh = 1
+        for node in graph.module.graph.nodes:
+            bits = 0
+            for read in node.all_input_nodes:
+                if tensor(read) is not None or isinstance(read.meta.get("val"), list | tuple):
+                    bits |= self._bits.get(read, 0)
+            if node.op == "placeholder" and not graph.is_static(node):
+                bits, fresh = fresh, fresh << 1
+            self._bits[node] = bits
+
+    def joins_its_stream(self, site: FeedForward) -> bool:
+        """True when the output is added to a value that comes from the same inputs, or is a result of the graph."""
+        mine = self._bits[site.input]
+        pending, seen = [site.output], {site.output}
+        while pending and len(seen) < _LONGEST:
+            node = pending.pop()
+            for user in readers(node):
+                if user.op == "output":
+                    return True
+                name = operation(user)
+                if name in ("add", "add_", "sub"):
+                    others = [read for read in user.all_input_nodes if read is not node and tensor(read) is not None]
+                    if any(self._bits[other] & mine for other in others):
+                        return True
+                elif name in _PASSED and user not in seen:
+                    seen.add(user)
+                    pending.append(user)
+        return False

@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ import laconic
 
 STEPS = 50
 CACHE = laconic.cache("easycache", threshold=0.05, order=1)
-ENOUGH = 90.0
+ENOUGH = 60.0
 
 
 @dataclass
@@ -127,7 +128,7 @@ def measure(entries: list[Way], noise: Tensor, labels: Tensor, rounds: int, cons
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("compiling", total=len(entries) * (rounds + 1))
         for way in entries:
-            progress.update(task, description=f"compiling  {way.name}")
+            say(progress, task, f"compiling  {way.name}")
             if way.steps == 0:
                 way.steps = max(1, next(other.evaluations for other in entries if other.cached))
             if way.cached:
@@ -140,9 +141,16 @@ def measure(entries: list[Way], noise: Tensor, labels: Tensor, rounds: int, cons
             if time.perf_counter() - begin > ENOUGH:
                 break
             for way in entries:
-                progress.update(task, description=f"round {turn + 1} of {rounds}  {way.name}")
+                say(progress, task, f"round {turn + 1} of {rounds}  {way.name}")
                 way.timed(noise, labels)
                 progress.advance(task)
+
+
+def say(progress: Progress, task: Any, text: str) -> None:
+    """What is going on: in the progress bar, or as a line where there is no terminal to draw one."""
+    progress.update(task, description=text)
+    if not progress.console.is_terminal:
+        progress.console.print(text)
 
 
 def main() -> None:
@@ -167,9 +175,21 @@ def main() -> None:
     console.print(table(rows))
     for way in entries:
         if way.cached:
-            text = f"{way.name}\n{way.session}\n{laconic.report(way.model)}\n"
+            text = f"{way.name}\n{way.session}\n{counted(laconic.report(way.model))}\n"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Pictures, table and reports are in {arguments.out}/ (start with samples.png).")
+    console.print(
+        f"Pictures, table and reports are in {arguments.out}/ (start with samples.png; report.txt names every site)."
+    )
+
+
+def counted(report: Any) -> str:
+    """A report in a few lines: how many rewrites of each kind, and why the rest was left alone."""
+    done = Counter(
+        f"{row.pass_name} -> {row.op} [{row.provider}]" for row in report.rewrites if row.status == "applied"
+    )
+    kept = Counter(f"{row.pass_name} ({row.code})" for row in report.refusals)
+    lines = [f"  {number} x {what}" for what, number in done.items()]
+    return "\n".join(lines + [f"  {number} x left alone: {what}" for what, number in kept.items()])
 
 
 def describe(entries: list[Way], classifier: Classifier, labels: Tensor) -> list[dict[str, Any]]:
@@ -197,9 +217,12 @@ def describe(entries: list[Way], classifier: Classifier, labels: Tensor) -> list
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """The rows for a terminal."""
-    title = "time: relative to torch.compile (median, interleaved); recognised: as the digit asked for"
-    view = Table(title=title, box=box.SIMPLE)
-    for name in ("", "steps", "evaluations", "seconds", "time", "PSNR to eager", "recognised"):
+    title = (
+        "calls: how often the network ran; time: relative to torch.compile (median, interleaved)\n"
+        "PSNR: to the eager samples; recognised: by the classifier, as the digit asked for"
+    )
+    view = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for name in ("", "steps", "calls", "seconds", "time", "PSNR", "recognised"):
         view.add_column(name, justify="left" if not name else "right", no_wrap=not name)
     for row in rows:
         far = row["psnr_to_eager_db"]

@@ -181,7 +181,18 @@ def _with_shape(node: Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> tu
     if name == "unflatten":
         start = args[1] + len(shape) - len(args[2]) + 1 if args[1] < 0 else args[1]
         return (args[0], args[1], shape[start : start + len(args[2])], *args[3:])
+    if name in ("slice", "split", "split_with_sizes") and len(args) > 1:
+        return _with_part(name, args, shape)
     return args
+
+
+def _with_part(name: str, args: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Arguments that cut even parts of ``shape``; sites name the axes of no other parts."""
+    size = shape[args[1] if name == "slice" else args[2] if len(args) > 2 else 0]
+    if name == "slice":
+        part = 1 if len(args) > 2 and args[2] else 0
+        return (args[0], args[1], part * size, (part + 1) * size)
+    return (args[0], size if name == "split" else [size] * len(args[1]), *args[2:])
 
 
 def _without_dropout(

@@ -218,11 +218,11 @@ def describe(entries: list[Way], classifier: Classifier, labels: Tensor) -> list
 def table(rows: list[dict[str, Any]]) -> Table:
     """The rows for a terminal."""
     title = (
-        "calls: how often the network ran; time: relative to torch.compile (median, interleaved)\n"
-        "PSNR: to the eager samples; recognised: by the classifier, as the digit asked for"
+        "calls: how often the network ran        time: over torch.compile's (medians)\n"
+        "PSNR:  distance to the eager samples    digit: recognised as the one asked for"
     )
     view = Table(title=title, title_justify="left", box=box.SIMPLE)
-    for name in ("", "steps", "calls", "seconds", "time", "PSNR", "recognised"):
+    for name in ("", "steps", "calls", "seconds", "time", "PSNR", "digit"):
         view.add_column(name, justify="left" if not name else "right", no_wrap=not name)
     for row in rows:
         far = row["psnr_to_eager_db"]

@@ -155,9 +155,8 @@ def _needed(nodes: list[Node], known: Mapping[Node, Any], site: Site) -> list[No
 
 
 def _shape(node: Node, site: Site, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    own = tuple(size_hint(size) for size in node.meta["val"].shape)
     if not sizes:
-        return own
+        return tuple(size_hint(size) for size in node.meta["val"].shape)
     if node not in site.axes:
         raise ValueError(f"the axes of {node.name} have no names")
     shape = []

@@ -3,9 +3,9 @@
     python benchmarks/merge_tokens.py [--models vit dit] [--ratios 0.25 0.5]
 
 The models are built with random weights from configurations, so their errors only compare methods at an equal r; the
-``digits`` rows sample from the trained transformer of ``examples/``, where quality means something. ``random`` merges the same number of tokens into
-random ones: the trivial competitor. tomesd (``pip install tomesd``) patches Stable-Diffusion-type models only and is
-measured on ``unet`` where it is installed.
+``digits`` rows sample from the trained transformer of ``examples/``, where quality means something. ``random`` merges
+the same number of tokens into random ones: the trivial competitor. tomesd (``pip install tomesd``) patches
+Stable-Diffusion-type models only and is measured on ``unet`` where it is installed.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def main() -> None:
         for ratio in options.ratios:
             item = laconic.merge_tokens("tome", r=ratio, protect=protect)
             calls, outputs = {"torch.compile": plain}, {}
-            calls[repr(item)], outputs[repr(item)] = compiled(build, [item])
+            calls["laconic, tome"], outputs["laconic, tome"] = compiled(build, [item])
             with random_matches():
                 calls["random tokens"], outputs["random tokens"] = compiled(build, [item])
             if name == "unet" and find_spec("tomesd"):

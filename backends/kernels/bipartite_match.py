@@ -100,7 +100,7 @@ def plan_bipartite_match(
     """
     batches, sources, depth = source.shape
     destinations = destination.shape[1]
-    chunk = power_of_two(depth, 16, 64 if source.dtype in (torch.float32, torch.float64) else 128)
+    chunk = power_of_two(depth, 16, 32 if source.dtype in (torch.float32, torch.float64) else 128)
     block_a = 64 if batches * ceil_div(sources, 64) >= device.processors else power_of_two(sources, 16, 32)
     block_m = power_of_two(destinations, 16, 64)
     programs = batches * ceil_div(sources, block_a)

@@ -65,11 +65,12 @@ def _attend(
 
 @triton.jit
 def block_sparse_attention_kernel(
-    query, key, value, out, index, count, heads, group, queries, keys, depth, width, left, right, scale, lists, slots,
+    query, key, value, out, index, count, heads, group, queries, keys, left, right, scale, lists, slots,
     query_batch, query_head, query_token, query_inner, key_batch, key_head, key_token, key_inner,
     value_batch, value_head, value_token, value_inner,
-    LISTED: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
+    LISTED: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr, ALIGNED: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     # scale holds log2(e), so exponentials are powers of two. left and right are the band, wide open when huge.
     program = tl.program_id(0)
@@ -79,8 +80,17 @@ def block_sparse_attention_kernel(
     batch = (program // row_tiles // heads).to(tl.int64)
     first = row_tile * BLOCK_M
     position = first + tl.arange(0, BLOCK_M)
-    inner, outer = tl.arange(0, DEPTH), tl.arange(0, WIDTH)
-    key_inside, value_inside = inner < depth, outer < width
+    inner, outer = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
+    key_inside, value_inside = inner < DEPTH, outer < WIDTH
+    EVEN: tl.constexpr = DEPTH == BLOCK_D and WIDTH == BLOCK_E
+    if ALIGNED > 1:
+        # Triton notices strides that 16 divides; heads of 72 or 40 still allow loads of 8 elements.
+        query_head = tl.multiple_of(query_head, ALIGNED)
+        query_token = tl.multiple_of(query_token, ALIGNED)
+        key_head = tl.multiple_of(key_head, ALIGNED)
+        key_token = tl.multiple_of(key_token, ALIGNED)
+        value_head = tl.multiple_of(value_head, ALIGNED)
+        value_token = tl.multiple_of(value_token, ALIGNED)
     position64, inner64, outer64 = position.to(tl.int64), inner.to(tl.int64), outer.to(tl.int64)
     query += batch * query_batch + head.to(tl.int64) * query_head
     key += batch * key_batch + (head // group).to(tl.int64) * key_head
@@ -93,7 +103,7 @@ def block_sparse_attention_kernel(
         q = q.to(tl.float32)
     key_tile = key + inner64[:, None] * key_inner
     value_tile = value + outer64[None, :] * value_inner
-    acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
 
@@ -138,7 +148,7 @@ def block_sparse_attention_kernel(
             )  # fmt: skip
 
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    target = out + ((batch * queries + position64[:, None]) * heads + head) * width + outer[None, :]
+    target = out + ((batch * queries + position64[:, None]) * heads + head) * WIDTH + outer[None, :]
     inside = (position < queries)[:, None] & value_inside[None, :]
     tl.store(target, result.to(out.dtype.element_ty), inside)
 
@@ -185,19 +195,18 @@ def choose_tile(depth: int, width: int, dtype: torch.dtype, visible: int, device
     A query tile as tall as the band computes twice what it needs, so narrow bands take short tiles.
     """
     largest = max(depth, width)
-    if dtype == torch.float32:
-        tile = Tile(64, 32, 4, 2)
-    elif device.is_amd:
+    if device.is_amd:
         tile = Tile(128, 64, 4, 1) if largest <= 128 else Tile(64, 32, 4, 1)
-    elif largest <= 64:
-        tile = Tile(128, 64, 4, 3)
+    elif dtype == torch.float32:
+        # Three TF32 products for one need registers: fewer keys, or more warps, where float32 tiles would spill.
+        tile = Tile(64, 32, 8, 2) if device.capability >= 90 else Tile(64, 16, 4, 2)
     elif largest <= 128:
-        tile = Tile(128, 64, 8, 3) if device.capability >= 90 else Tile(128, 32, 4, 3)
+        tile = Tile(128, 64, 8, 3)
     else:
-        tile = Tile(64, 64, 4, 2)
+        tile = Tile(64, 64, 8, 2) if device.capability >= 90 else Tile(64, 32, 8, 2)
     queries, warps = tile.queries, tile.warps
     if queries > 64 and visible <= 256:
-        queries, warps = 64, 4
+        queries, warps = 64, 4 if largest <= 64 or device.is_amd else 8
     element = 4 if dtype == torch.float32 else 2
     keys, stages = tile.keys, tile.stages
     while (queries * depth + stages * keys * (depth + width)) * element > device.shared_memory and stages > 1:
@@ -248,20 +257,25 @@ def plan_block_sparse_attention(
         launches.append(Launch(list_blocks_kernel, lists * rows, arguments, warps=1 if slots <= 256 else 4))
     arguments = {
         "query": query, "key": key, "value": value, "out": out, "index": blocks, "count": used,
-        "heads": heads, "group": group, "queries": queries, "keys": keys, "depth": depth, "width": width,
+        "heads": heads, "group": group, "queries": queries, "keys": keys,
         "left": left, "right": right, "scale": float(scale) * math.log2(math.e), "lists": lists, "slots": slots,
         "query_batch": query.stride(0), "query_head": query.stride(1), "query_token": query.stride(2),
         "query_inner": query.stride(3), "key_batch": key.stride(0), "key_head": key.stride(1),
         "key_token": key.stride(2), "key_inner": key.stride(3), "value_batch": value.stride(0),
         "value_head": value.stride(1), "value_token": value.stride(2), "value_inner": value.stride(3),
         "LISTED": block_index is not None, "BLOCK": block if block_index is not None else 0,
-        "EVEN": depth == padded and width == padded_width, "PRECISION": precision(query.dtype, device),
-        "UPCAST": upcast(query.dtype, device), "BLOCK_M": block_m, "BLOCK_N": block_n, "DEPTH": padded,
-        "WIDTH": padded_width,
+        "DEPTH": depth, "WIDTH": width, "ALIGNED": _alignment(query, key, value),
+        "PRECISION": precision(query.dtype, device), "UPCAST": upcast(query.dtype, device),
+        "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": padded, "BLOCK_E": padded_width,
     }  # fmt: skip
     grid = ceil_div(queries, block_m) * heads * batch
     launches.append(Launch(block_sparse_attention_kernel, grid, arguments, tile.warps, tile.stages))
     return launches
+
+
+def _alignment(*operands: Tensor) -> int:
+    """The largest power of two, up to 16, that divides every stride of heads and tokens."""
+    return math.gcd(16, *(stride for x in operands for stride in x.stride()[1:3]))
 
 
 def _shape(

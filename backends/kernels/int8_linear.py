@@ -119,12 +119,16 @@ class Tile:
 _HOPPER = (Tile(128, 256, 128, 8), Tile(128, 128, 128, 8), Tile(64, 128, 128, 4), Tile(64, 64, 128, 4))
 _AMPERE = (Tile(128, 256, 64, 8), Tile(128, 128, 64, 4), Tile(64, 128, 64, 4), Tile(64, 64, 128, 4))
 _FEW_ROWS = (Tile(16, 64, 256, 4), Tile(32, 64, 128, 4))
+_UNALIGNED = (Tile(32, 32, 64, 4),)
+"""Rows that begin anywhere are loaded byte by byte, and every byte in flight takes registers."""
 
 
 def choose_tile(rows: int, columns: int, depth: int, device: Device) -> tuple[Tile, int]:
     """The largest tile that still gives every multiprocessor one, and how many loads are kept in flight."""
     few = [tile for tile in _FEW_ROWS if rows <= tile.rows]
-    choices = few or (_HOPPER if device.capability >= 90 else _AMPERE)
+    choices: tuple[Tile, ...] | list[Tile] = few or (_HOPPER if device.capability >= 90 else _AMPERE)
+    if depth % 16:
+        few, choices = [], _UNALIGNED
     filling = [t for t in choices if ceil_div(rows, t.rows) * ceil_div(columns, t.columns) >= device.processors]
     tile = filling[0] if filling else choices[-1] if not few else few[0]
     in_shared = (tile.rows + tile.columns) * tile.depth

@@ -219,7 +219,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     """The rows for a terminal."""
     title = (
         "calls: how often the network ran        time: over torch.compile's (medians)\n"
-        "PSNR:  distance to the eager samples    digit: recognised as the one asked for"
+        "PSNR:  distance to the eager samples    digit: drawn as asked (classifier)"
     )
     view = Table(title=title, title_justify="left", box=box.SIMPLE)
     for name in ("", "steps", "calls", "seconds", "time", "PSNR", "digit"):

@@ -37,7 +37,31 @@ _HOME = {
     "sparse_attention": "passes",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "__version__",
+    "Backend",
+    "Fidelity",
+    "Pass",
+    "Plan",
+    "PlanContext",
+    "Policy",
+    "Reason",
+    "Report",
+    "Rewrite",
+    "UserError",
+    "cache",
+    "disable",
+    "explain",
+    "graph_pass",
+    "merge_tokens",
+    "operator",
+    "quantize",
+    "report",
+    "scan",
+    "selective_scan",
+    "session",
+    "sparse_attention",
+]
 
 if TYPE_CHECKING:
     from .backends.entry import Backend

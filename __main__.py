@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("bench", "time eager, torch.compile and laconic on a model, interleaved"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("target", help="FILE.py:FUNCTION or MODULE:FUNCTION returning (model, args) or (model, args, kwargs)")
+        command.add_argument("target", help="FILE.py:FUNCTION or MODULE:FUNCTION returning (model, args[, kwargs])")
         command.add_argument("--passes", default="", help="comma-separated calls, e.g. \"quantize('int8'),scan()\"")
         command.add_argument("--rounds", type=int, default=7) if name == "bench" else command.add_argument("--save")
     commands.add_parser("kernels", help="compile every Triton kernel for every target and print its resources")
@@ -84,9 +84,13 @@ def _passes(options: argparse.Namespace) -> None:
     on = {item.name for item in DEFAULTS}
     for name in (*ORDER, *sorted(set(FACTORIES) - set(ORDER))):
         for policy, kind in FACTORIES[name].policies.items():
-            settings = ", ".join(f"{item.name}={item.default!r}" for item in dataclasses.fields(kind))
+            settings = ", ".join(
+                item.name if item.default is dataclasses.MISSING else f"{item.name}={item.default!r}"
+                for item in dataclasses.fields(kind)
+            )
             summary = (kind.__doc__ or "").strip().splitlines()[0]
-            print(f"{name}({policy!r}{', ' * bool(settings)}{settings})  {kind.fidelity.value}{', default' * (name in on)}")
+            call = f"{name}({', '.join(filter(None, (repr(policy), settings)))})"
+            print(f"{call}  {kind.fidelity.value}{', default' * (name in on)}")
             print(f"    {summary}")
 
 

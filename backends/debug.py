@@ -134,7 +134,9 @@ def _random(value: torch.Tensor) -> str:
     else:
         made = f"torch.randint(0, 2, {size}, dtype={value.dtype}{place})"
     contiguous = torch.empty(size, device="meta").stride()
-    return made if stride == contiguous else f"torch.empty_strided({size}, {stride}, dtype={value.dtype}{place}).copy_({made})"
+    if stride == contiguous:
+        return made
+    return f"torch.empty_strided({size}, {stride}, dtype={value.dtype}{place}).copy_({made})"
 
 
 def _hint(size: Any) -> int:

@@ -19,8 +19,8 @@ from ..passes.report import GraphReport, RefusalRecord, Report
 from ..patterns.reasons import Reason
 from . import registry
 from .debug import Dump
-from .options import Options
 from .isolated import Visit, no_memory_of_sizes, visit_graphs
+from .options import Options
 from .pipeline import rewrite
 
 
@@ -125,7 +125,9 @@ def near_misses(report: Report, path: str) -> list[str]:
     lines = [f"why {path}:"]
     found = [site for site in report.sites if _under(site.module, path)]
     lines += [f"  found {site.kind} {site.id} ({site.form}) at {site.source}" for site in found]
-    lines += [f"  {row.site} ({row.code}) {row.text}" for row in report.refusals if path in row.text or path in row.site]
+    lines += [
+        f"  {row.site} ({row.code}) {row.text}" for row in report.refusals if path in row.text or path in row.site
+    ]
     return lines if len(lines) > 1 else [*lines, "  nothing under this path came close to a pattern"]
 
 
@@ -146,4 +148,3 @@ def _unreached(original: Any, report: Report) -> list[RefusalRecord]:
             reason = Reason("region-not-reached", f"{region.name} left no node in any graph (a graph break inside?)")
             rows.append(RefusalRecord(region.item.name or "", "", reason.code, reason.text))
     return rows
-

@@ -35,7 +35,10 @@ def compile_graph(module: GraphModule, inputs: Sequence[Any], options: Options) 
     table: dict[Any, Callable[..., Any]] | None = None
     if chosen:
         table = {**select_decomp_table(), **providers.decompositions()}
-    return compile_fx(module, list(inputs), config_patches=patches, decompositions=table)
+    compiled = compile_fx(module, list(inputs), config_patches=patches, decompositions=table)
+    if not callable(compiled):
+        raise UserError("Inductor was told to build an ahead-of-time package; use torch.export for that")
+    return compiled
 
 
 def _require_compiler(inputs: Sequence[Any]) -> None:

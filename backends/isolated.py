@@ -1,4 +1,4 @@
-"""Trace a model that does not fit in one graph without leaving a trace: on a copy, with Dynamo's entries removed after."""
+"""Trace a model that does not fit in one graph without a trace: on a copy, Dynamo's entries removed afterwards."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch._dynamo.guards import DeletedGuardManagerWrapper
 from torch.fx import GraphModule
 
 from . import registry
+
 
 def no_memory_of_sizes() -> Any:
     """A context in which Dynamo neither uses nor changes what it remembers about sizes that varied between calls."""

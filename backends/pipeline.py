@@ -46,9 +46,7 @@ class Rewritten:
     regions: list[CachedRegion] = field(default_factory=list)
 
 
-def rewrite(
-    module: GraphModule, inputs: Sequence[Any], options: Options, report: GraphReport, dump: Dump
-) -> Rewritten:
+def rewrite(module: GraphModule, inputs: Sequence[Any], options: Options, report: GraphReport, dump: Dump) -> Rewritten:
     """Everything before the compiler. Whatever fails here, Dynamo's graph still runs and the report says why.
 
     Raises UserError (a mistake of the user's) and Dynamo's control flow; nothing else.
@@ -111,7 +109,11 @@ def _run_passes(
                     _list(report, done.site, ids)
                     report.rewrites.append(
                         RewriteRecord(
-                            repr(selection.item), _id(ids, done.site), "applied", done.fidelity.value, done.op,
+                            repr(selection.item),
+                            _id(ids, done.site),
+                            "applied",
+                            done.fidelity.value,
+                            done.op,
                             error=errors[done],
                         )
                     )

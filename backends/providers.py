@@ -61,13 +61,18 @@ def choose(operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return Provider("inductor", operator.name, operator.body, lambda *a, **k: None, 0), passed_over
 
 
+def _fake_value(operand: Node) -> Any:
+    # Dynamo's graphs and the normal form keep it under different names.
+    return operand.meta.get("val", operand.meta.get("example_value"))
+
+
 def chosen(module: GraphModule) -> dict[Node, Provider]:
     """The provider that every ``laconic::`` node of a graph will be lowered to, judged on its fake values."""
     rows = {}
     for node in module.graph.nodes:
         name = getattr(node.target, "_opname", None)
         if getattr(node.target, "namespace", None) == "laconic" and name in OPERATORS:
-            args, kwargs = map_arg((node.args, node.kwargs), lambda operand: operand.meta.get("val", operand.meta.get("example_value")))
+            args, kwargs = map_arg((node.args, node.kwargs), _fake_value)
             rows[node] = choose(OPERATORS[name], args, kwargs)[0]
     return rows
 

@@ -56,9 +56,7 @@ def within_budget(
             report.refuse(error, pass_name=item.name, site=rewrite.site.id)
         elif error is not None and not error <= budget:
             report.rewrites.append(
-                RewriteRecord(
-                    repr(item), rewrite.site.id, "fell_back", rewrite.fidelity.value, rewrite.op, error=error
-                )
+                RewriteRecord(repr(item), rewrite.site.id, "fell_back", rewrite.fidelity.value, rewrite.op, error=error)
             )
             text = f"relative L2 {error:.2e} is above the budget {budget:.2e}"
             report.refuse(Reason("over-budget", text), pass_name=item.name, site=rewrite.site.id)

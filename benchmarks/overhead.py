@@ -26,7 +26,7 @@ def stack(depth: int) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
     model = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-    # In evaluation mode this module takes a fused inference path that is one opaque operator; training mode shows the layers.
+    # In evaluation mode this module takes a fused path that is one opaque operator; training mode shows the layers.
     return model.train(), (torch.randn(2, 16, 64),), {}
 
 
@@ -70,7 +70,9 @@ def main() -> None:
         row = figures[name] = measure(build)
         share = row["own"] / row["inductor"]
         ok = share <= 0.15 or row["own"] <= 1.5
-        stages = ", ".join(f"{key} {value:.2f}" for key, value in row.items() if key not in ("own", "inductor", "laconic"))
+        stages = ", ".join(
+            f"{key} {value:.2f}" for key, value in row.items() if key not in ("own", "inductor", "laconic")
+        )
         print(f"{name:<16}{row['own']:>8.2f}{row['inductor']:>12.2f}{share:>8.1%}   {stages}{'' if ok else '   OVER'}")
     depths = [figures[f"encoder-{depth}"]["own"] / depth for depth in options.depths]
     if len(depths) > 1:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call (median over rounds) and the median of the per-round ratios to the baseline (below 1: faster)."""
+    """Seconds per call (median over rounds) and the median of the per-round ratios to the baseline."""
 
     seconds: float
     ratio: float
@@ -73,7 +73,9 @@ def show(title: str, timings: Mapping[str, Timing], *, baseline: str) -> None:
     """One line per variant: milliseconds, ratio to the baseline, and how many times faster that is."""
     print(f"{title}  (load {os.getloadavg()[0]:.2f}, {torch.get_num_threads()} threads)")
     for name, timing in timings.items():
-        print(f"  {name:<32}{timing.seconds * 1e3:10.2f} ms   {timing.ratio:6.3f} of {baseline}   {1 / timing.ratio:5.2f}x")
+        print(
+            f"  {name:<32}{timing.seconds * 1e3:10.2f} ms   {timing.ratio:6.3f} of {baseline}   {1 / timing.ratio:5.2f}x"
+        )
 
 
 def save(path: str | None, name: str, figures: Mapping[str, Any]) -> None:

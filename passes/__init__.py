@@ -39,8 +39,8 @@ def disable(name: str | None = None, /) -> Disable:
 def graph_pass(name: str, /, *, policy: str | None = None, before: str = "cache") -> Callable[[type[Policy]], Factory]:
     """Make a pass of one's own from a :class:`Policy` class: the decorated name becomes the verb.
 
-    ``policy`` names the policy (by default the pass' own name, so the verb needs no argument); ``before`` is the pass it
-    runs ahead of. The class is a frozen dataclass whose fields are the settings; see docs/adding_a_pass.md.
+    ``policy`` names the policy (by default the pass' own name, so the verb needs no argument); ``before`` is the pass
+    it runs ahead of. The class is a frozen dataclass whose fields are the settings; see docs/adding_a_pass.md.
 
     Raises:
         UserError: the name is taken, ``before`` is not a pass, or the class is not a frozen dataclass Policy.

@@ -1,4 +1,4 @@
-"""The one place that changes a graph: rewrites are traced first, then spliced into a clone, which is checked or dropped."""
+"""The one place that changes a graph: rewrites are traced, then spliced into a clone, which is checked or dropped."""
 
 from __future__ import annotations
 
@@ -214,7 +214,9 @@ def _copy_attribute(root: GraphModule, replacement: GraphModule, node: Node) -> 
     if hasattr(root, "_param_name_to_source"):
         from torch._dynamo.source import ConstantSource
 
-        root._param_name_to_source = {**root._param_name_to_source, name: ConstantSource(name)}
+        known: Any = root._param_name_to_source
+        sources: Any = {**known, name: ConstantSource(name)}
+        root._param_name_to_source = sources
     copy = root.graph.get_attr(name)
     copy.meta = dict(node.meta)
     return copy

@@ -61,9 +61,7 @@ def operator(
         torch.library.register_fake(f"{NAMESPACE}::{name}", fake or body, lib=LIBRARY)
         overload = getattr(getattr(torch.ops, NAMESPACE), name).default
         if backward is not None:
-            torch.library.register_autograd(
-                f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=LIBRARY
-            )
+            torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=LIBRARY)
         op = Operator(name, body, overload, version, backward is not None)
         op_doc = body.__doc__
         object.__setattr__(op, "__doc__", op_doc)

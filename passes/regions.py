@@ -1,7 +1,7 @@
 """Decorated regions: which operations ran inside which decorated function, method or module.
 
 Entering a region annotates every operation traced inside it (``torch.fx.traceback.annotate``); the annotation arrives
-in ``node.meta["custom"]`` in the backend, outer regions before inner ones. Nothing is patched and no module is replaced.
+in ``node.meta["custom"]`` in the backend, outer regions before inner ones. No module is replaced.
 ``annotate`` is not covered by torch's compatibility promise; docs/private_torch.md lists the versions checked.
 """
 
@@ -68,12 +68,14 @@ def _annotated(function: Callable[..., Any], key: str, name: str) -> Callable[..
 
 
 def _annotate_forward(owner: type[torch.nn.Module], key: str, name: str) -> None:
-    forward = owner.__dict__.get("forward")
+    forward: Callable[..., Any] | None = owner.__dict__.get("forward")
     if forward is None:
         # Inherited: the parent's own forward must stay as it is for the parent's other children.
         @functools.wraps(owner.forward)
-        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def inherited(self: Any, *args: Any, **kwargs: Any) -> Any:
             return super(owner, self).forward(*args, **kwargs)
+
+        forward = inherited
 
     owner.forward = _annotated(forward, key, name)
 

@@ -204,7 +204,9 @@ def _graph_lines(graph: GraphReport) -> list[str]:
         error = f", error {row.error:.2e}" if row.error is not None else ""
         where = modules.get(row.site, "") or "(root)"
         provider = f" [{row.provider}]" if row.provider else ""
-        lines.append(f"  {row.status:<11} {row.pass_name}: {row.site} {where} -> {row.op}{provider}, {row.fidelity}{error}")
+        lines.append(
+            f"  {row.status:<11} {row.pass_name}: {row.site} {where} -> {row.op}{provider}, {row.fidelity}{error}"
+        )
     # Equal refusals at many sites are one line: a person wants the reason, the JSON has every site.
     grouped = Counter((row.pass_name, row.code, row.text) for row in graph.refusals)
     for (pass_name, code, text), times in grouped.items():

@@ -131,7 +131,7 @@ def _segments(graph: NormalGraph, chain: Sequence[Node]) -> list[_Segment]:
 
 
 def repeats(segments: Sequence[_Segment]) -> list[tuple[int, int, int]]:
-    """Runs ``(start, period, times)`` of repeated structures, ``times >= 2``, that do not overlap; greedy, longest first.
+    """Runs ``(start, period, times)`` of repeated structures, ``times >= 2``, that do not overlap; longest first.
 
     For each period the lengths of all runs come from one pass, so the time is linear in the number of segments.
     """

@@ -46,7 +46,10 @@ def run(package_parent: Path, cache: Path, passes: str) -> list[int]:
 
 @pytest.mark.parametrize(
     ("passes", "applied", "changed"),
-    [("[]", 0, "backends/kernels/launch.py"), ("[laconic.quantize('int8', min_features=1, min_products=0)]", 2, "passes/ops/int8.py")],
+    [
+        ("[]", 0, "backends/kernels/launch.py"),
+        ("[laconic.quantize('int8', min_features=1, min_products=0)]", 2, "passes/ops/int8.py"),
+    ],
 )
 def test_second_process_hits_and_a_changed_byte_misses(tmp_path: Path, passes: str, applied: int, changed: str) -> None:
     # A copy of the package, so that a source file can be changed.

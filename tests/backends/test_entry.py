@@ -40,7 +40,14 @@ class TestWaysIn:
 
     @pytest.mark.parametrize(
         "settings",
-        [{}, {"fullgraph": True}, {"dynamic": True}, {"dynamic": False}, {"mode": "default"}, {"mode": "max-autotune-no-cudagraphs"}],
+        [
+            {},
+            {"fullgraph": True},
+            {"dynamic": True},
+            {"dynamic": False},
+            {"mode": "default"},
+            {"mode": "max-autotune-no-cudagraphs"},
+        ],
         ids=str,
     )
     def test_settings_of_torch_compile(self, settings: dict[str, Any]) -> None:
@@ -128,7 +135,9 @@ class TestMistakes:
         assert hint in error_of(torch.compile(small(), backend="laconic", options=options), X)
 
     def test_mode(self) -> None:
-        assert "did you mean 'max-autotune'" in error_of(torch.compile(small(), backend="laconic", mode="max-autotun"), X)
+        assert "did you mean 'max-autotune'" in error_of(
+            torch.compile(small(), backend="laconic", mode="max-autotun"), X
+        )
 
     def test_backend_settings_are_checked_when_made(self) -> None:
         with pytest.raises(laconic.UserError, match="did you mean 'always'"):
@@ -155,7 +164,7 @@ class TestMistakes:
         assert one == laconic.cache("easycache", threshold=0.125) != laconic.cache("easycache")
         assert hash(one) == hash(laconic.cache("easycache", threshold=0.125))
         assert repr(one) == "laconic.cache('easycache', threshold=0.125)"
-        assert eval(repr(one)) == one  # noqa: S307
+        assert eval(repr(one)) == one
 
     def test_report_and_explain_of_something_else(self) -> None:
         with pytest.raises(laconic.UserError, match="backend='laconic'"):

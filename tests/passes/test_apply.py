@@ -28,7 +28,9 @@ def normal_graph(function: Callable[..., Any], *args: Tensor) -> NormalGraph:
     return NormalGraph(module, module, mode, grad_enabled=False)
 
 
-def rewrite_of(graph: NormalGraph, inputs: list[str], output: str, replacement: Callable[..., Any], **extra: Any) -> Rewrite:
+def rewrite_of(
+    graph: NormalGraph, inputs: list[str], output: str, replacement: Callable[..., Any], **extra: Any
+) -> Rewrite:
     named = {node.name: node for node in graph.module.graph.nodes}
     outputs = tuple(named[name] for name in output.split())
     sources = tuple(named[name] for name in inputs)
@@ -130,7 +132,9 @@ def test_prepared_inputs_become_shared_placeholders_and_survive_a_second_round()
     outcome = apply(graph, rewrites)
     assert len(outcome.applied) == 2
     assert len(outcome.graph.placeholders) == 4
-    again = apply(outcome.graph, [rewrite_of(outcome.graph, [outcome.graph.placeholders[0].name], "matmul_2", lambda x: x @ W)])
+    again = apply(
+        outcome.graph, [rewrite_of(outcome.graph, [outcome.graph.placeholders[0].name], "matmul_2", lambda x: x @ W)]
+    )
     facts = (again.graph if again.applied else outcome.graph).facts["prepared"]
     assert len(facts) == 1
     got = outcome.graph.module(X, W, *derive(W))

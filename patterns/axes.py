@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 from .describe import size_hint
-from .nodes import COPIES, PERMUTES, RESHAPES, argument, cast_of, dimension, operation, tensor
+from .nodes import PERMUTES, RESHAPES, argument, cast_of, dimension, operation, tensor, unchanged
 
 
 class Atom:
@@ -149,7 +149,7 @@ def order_of(node: Node) -> list[int] | None:
 def downward(node: Node, layout: Layout) -> Layout | None:
     """The layout of ``node`` given that of its first argument; None when it is not a pure movement or a cast."""
     name = operation(node)
-    if name in COPIES or cast_of(node) is not None:
+    if unchanged(node) or cast_of(node) is not None:
         return layout
     if name in RESHAPES:
         made = tensor(node)
@@ -163,7 +163,7 @@ def downward(node: Node, layout: Layout) -> Layout | None:
 def upward(node: Node, layout: Layout) -> Layout | None:
     """The layout of the first argument of ``node`` given that of ``node``. Expansions leave axes without atoms."""
     name = operation(node)
-    if name in COPIES or cast_of(node) is not None:
+    if unchanged(node) or cast_of(node) is not None:
         return layout
     source = tensor(node.args[0]) if node.args else None
     made = tensor(node)

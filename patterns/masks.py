@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from .effects import Effects
 from .evaluate import constant_value
-from .nodes import CASTS, COPIES, argument, operation, scalar, tensor
+from .nodes import CASTS, argument, operation, scalar, tensor, unchanged
 from .sites import Bias
 
 # A finite number this low hides a score: its weight underflows to zero beside any visible one.
@@ -63,7 +63,7 @@ def _only_broadcast(node: Node) -> bool:
     made, source = tensor(node), tensor(node.args[0]) if node.args else None
     if made is None or source is None or made.dtype != source.dtype or made.device != source.device:
         return False
-    if name in CASTS or name in COPIES or name in ("expand", "expand_as", "broadcast_to"):
+    if name in CASTS or unchanged(node) or name in ("expand", "expand_as", "broadcast_to"):
         return True
     # Leading axes of size one say nothing.
     if name in ("unsqueeze", "view", "reshape"):
@@ -125,6 +125,8 @@ def _known(bias: Bias, effects: Effects) -> list[Bias] | None:
     node = bias.value
     if node is None:
         return [bias]
+    if scalar(node) == _NOTHING[bias.kind]:
+        return []
     value = constant_value(node) if node in effects.constants else None
     if value is None:
         return None
@@ -149,6 +151,9 @@ def _hides(value: Tensor) -> Tensor | None:
     low = value <= LOW
     return ~low if bool(((value == 0) | low).all()) else None
 
+
+# The number that hides nothing and adds nothing.
+_NOTHING = {"additive": 0.0, "boolean": 1.0, "hidden": 0.0}
 
 _VISIBLE: dict[str, Callable[[Tensor], Tensor | None]] = {
     "additive": _hides,

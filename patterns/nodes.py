@@ -107,6 +107,15 @@ def tensor(node: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def unchanged(node: Node) -> bool:
+    """True for a copy, or a slice that takes everything."""
+    name = operation(node)
+    if name != "slice":
+        return name in COPIES
+    made, source = tensor(node), tensor(node.args[0])
+    return made is not None and source is not None and tuple(made.shape) == tuple(source.shape)
+
+
 def dimension(index: int, rank: int) -> int:
     """An axis index counted from the front."""
     return index + rank if index < 0 else index
@@ -141,8 +150,8 @@ def scalar(value: Any, depth: int = 8) -> float | None:
             return scalar(value.args[0], depth - 1)
         if name in ("full", "scalar_tensor"):
             return scalar(value.args[-1], depth - 1)
-        if name in ("zeros", "ones"):
-            return float(name == "ones")
+        if name in ("zeros", "ones", "new_zeros", "new_ones"):
+            return float(name.endswith("ones"))
         if name in _UNARY:
             inner = scalar(value.args[0], depth - 1)
             return None if inner is None else _UNARY[name](inner)

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from .axes import Atom, Layout, downward, leaves, resolved, same, upward
-from .nodes import EXPANSIONS, MOVEMENTS, cast_of, mutates, operation, readers, scalar, tensor
+from .nodes import EXPANSIONS, MOVEMENTS, cast_of, mutates, operation, readers, scalar, tensor, unchanged
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def climb(node: Node, layout: Layout, *, scaled: bool = True) -> list[Candidate]
                 break
             source, above = node.args[0], last.layout  # type: ignore[assignment]
             crossed = crossed or cast[0] != cast[1]
-        elif name in MOVEMENTS or name in EXPANSIONS:
+        elif name in MOVEMENTS or name in EXPANSIONS or unchanged(node):
             source = node.args[0]  # type: ignore[assignment]
             above = upward(node, last.layout)
         else:

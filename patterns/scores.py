@@ -21,6 +21,7 @@ from .nodes import (
     readers,
     scalar,
     tensor,
+    unchanged,
 )
 from .operands import factor_of
 from .reasons import Reason
@@ -32,7 +33,7 @@ _POINTWISE = frozenset(
     {"mul", "div", "mul_", "div_", "multiply", "true_divide", "neg", "tanh", "sigmoid", "relu", "clamp", "clamp_min"}
     | {"maximum", "minimum", "exp", "abs", "pow", "copy_", "fill_", "tril", "triu"}
 )
-_STEPS = _SUMS | _CHOICES | _POINTWISE | MOVEMENTS | CASTS
+_STEPS = _SUMS | _CHOICES | _POINTWISE | MOVEMENTS | CASTS | {"slice"}
 # An epilogue is a handful of operations; anything longer is another computation that happens to start at a product.
 _LONGEST = 24
 
@@ -83,7 +84,7 @@ class Origins:
 def _operands(node: Node, name: str) -> list[Node]:
     if name == "where":
         items = node.args[1:3]
-    elif name in _CHOICES or name in MOVEMENTS or name in CASTS:
+    elif name in _CHOICES or name in MOVEMENTS or name in CASTS or name == "slice":
         items = node.args[:1]
     else:
         items = node.args[:2]
@@ -183,11 +184,13 @@ def _step(scores: Scores, before: Node, node: Node) -> None:
         _add(scores, before, node, name)
     elif name in ("where", "masked_fill"):
         scores.biases.append((_hiding(before, node, name), scores.layout))
-    elif name in MOVEMENTS or cast_of(node) is not None:
+    elif name in MOVEMENTS or unchanged(node) or cast_of(node) is not None:
         layout = downward(node, scores.layout)
         if layout is None:
             raise Refused("unsupported-shape", f"{node.target} mixes the axes of the scores", node)
         scores.layout = layout
+    elif name in ("mul", "div"):
+        raise Refused("unsupported-op", "the scores are scaled by something that is not a constant", node)
     else:
         raise Refused("unsupported-op", f"{node.target} acts on the scores", node)
     made = tensor(node)

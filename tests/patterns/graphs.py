@@ -9,7 +9,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from laconic.patterns.attention import find_attention
 from laconic.patterns.graph import NormalGraph
+from laconic.patterns.sites import Sites
 
 
 def normal(function: Callable[..., Any], *inputs: torch.Tensor) -> NormalGraph:
@@ -20,3 +22,9 @@ def normal(function: Callable[..., Any], *inputs: torch.Tensor) -> NormalGraph:
         module = make_fx(function, pre_dispatch=True, tracing_mode="real")(*fakes)
     module.graph.eliminate_dead_code()
     return NormalGraph(module, module, mode, grad_enabled=False)
+
+
+def attentions(graph: NormalGraph) -> Sites:
+    """What the attention detector alone finds."""
+    found, refusals = find_attention(graph, Sites())
+    return Sites(found, refusals)

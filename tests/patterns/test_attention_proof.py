@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laconic.patterns import proof
-from laconic.patterns.detect import detect
 from laconic.patterns.graph import NormalGraph
 from laconic.patterns.normalize import normalize
 from laconic.patterns.sites import Attention, Bias, Operand
-from tests.patterns.graphs import normal
+from tests.patterns.graphs import attentions, normal
 
 B, H, G, S, T, D = 2, 2, 2, 5, 5, 4
 
@@ -35,7 +34,7 @@ def found() -> tuple[NormalGraph, Attention]:
     keep = torch.ones(B, T, dtype=torch.bool)
     inputs = (torch.randn(B, S, G * H * D), torch.randn(B, T, H * D), torch.randn(B, T, H * D))
     graph = normal(grouped, *inputs, torch.randn(G * H, S, T), keep)
-    (site,) = detect(graph).of(Attention)
+    (site,) = attentions(graph).of(Attention)
     assert proof.prove(site, graph, verify="always") is None
     return graph, site
 
@@ -80,7 +79,7 @@ def test_query_and_key_axes_taken_for_each_other() -> None:
         return (q @ k.transpose(-2, -1)).softmax(-1) @ v
 
     graph = normal(square, *(torch.randn(2, 2, 4, 4) for _ in range(3)))
-    (site,) = detect(graph).of(Attention)
+    (site,) = attentions(graph).of(Attention)
     wrong = dataclasses.replace(site, key=Operand(site.key.node, (0, 1, 3, 2)))
     assert proof.prove(site, graph) is None
     assert proof.prove(wrong, graph) is not None
@@ -93,7 +92,7 @@ def test_permuted_key_is_what_it_is() -> None:
         return (q @ k.permute(1, 0, 3, 2)).softmax(-1) @ v
 
     graph = normal(exchanged, *(torch.randn(3, 3, 4, 4) for _ in range(3)))
-    (site,) = detect(graph).of(Attention)
+    (site,) = attentions(graph).of(Attention)
     assert site.key.permutation == (1, 0, 2, 3)
     assert proof.prove(site, graph) is None
 
@@ -103,7 +102,7 @@ def test_hidden_rows_are_part_of_the_meaning() -> None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
 
     graph = normal(fused, *(torch.randn(2, 2, 5, 4) for _ in range(3)), torch.ones(5, 5, dtype=torch.bool))
-    (site,) = detect(graph).of(Attention)
+    (site,) = attentions(graph).of(Attention)
     assert proof.prove(site, graph) is None
     assert proof.prove(dataclasses.replace(site, hidden_rows="nan"), graph) is not None
 
@@ -119,7 +118,7 @@ def test_equal_layers_are_proven_once() -> None:
             return x + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(2, 6, 8)
 
     graph = compiled(nn.Sequential(*(Layer() for _ in range(4))), torch.randn(2, 6, 8))
-    sites = detect(graph).of(Attention)
+    sites = attentions(graph).of(Attention)
     assert len({proof.structure(site) for site in sites}) == 1
     assert len({site.fingerprint for site in sites}) == 1
     assert [site.module for site in sites] == ["0", "1", "2", "3"]
@@ -138,7 +137,7 @@ def compiled(module: Any, *inputs: Tensor, dynamic: bool | None = None) -> Norma
         graph = normalize(gm, args)
         assert isinstance(graph, NormalGraph), graph
         before = len(graph.fake_mode.shape_env.guards) if graph.fake_mode.shape_env else 0
-        sites = detect(graph)
+        sites = attentions(graph)
         assert all(proof.prove(site, graph, verify="always") is None for site in sites.of(Attention))
         assert (len(graph.fake_mode.shape_env.guards) if graph.fake_mode.shape_env else 0) == before
         graphs.append(graph)
@@ -162,7 +161,7 @@ def test_symbolic_sizes_are_never_guarded_on() -> None:
     graph = compiled(
         attend, torch.randn(3, 5, 8), torch.randn(3, 7, 8), torch.randn(3, 7, 8), torch.randn(2, 5, 7), dynamic=True
     )
-    (site,) = detect(graph).of(Attention)
+    (site,) = attentions(graph).of(Attention)
     assert (site.scale, len(site.biases), site.groups) == (0.5, 1, 1)
     assert {name: site.dimensions[name] for name in "BHSTD"} == {"B": 3, "H": 2, "S": 5, "T": 7, "D": 4}
 
@@ -173,7 +172,7 @@ def test_half_precision_with_wide_softmax_reads_the_narrow_operands() -> None:
         return (scores.softmax(-1) @ v.float()).to(q.dtype)
 
     graph = normal(wide, *(torch.randn(2, 2, 5, 4, dtype=torch.bfloat16) for _ in range(3)))
-    (site,) = detect(graph).of(Attention)
+    (site,) = attentions(graph).of(Attention)
     assert proof.prove(site, graph) is None
     assert {operand.node.op for operand in (site.query, site.key, site.value)} == {"placeholder"}
     assert site.output.meta["val"].dtype is torch.bfloat16
@@ -188,7 +187,7 @@ def test_a_large_site_is_proven_on_small_sizes(record_property: Any) -> None:
 
     inputs = tuple(torch.empty(4, 4096, 1024, device="meta") for _ in range(3))
     graph = normal(large, *inputs, torch.empty(4, 4096, dtype=torch.bool, device="meta"))
-    (site,) = detect(graph).of(Attention)
+    (site,) = attentions(graph).of(Attention)
     with mock.patch.object(proof, "_compare", wraps=proof._compare) as compare:
         assert proof.prove(site, graph, verify="always") is None
     ((_, sizes), _) = compare.call_args

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from laconic.patterns import proof
 from laconic.patterns.describe import evaluated
-from laconic.patterns.detect import detect
 from laconic.patterns.sites import Attention, Operand
-from tests.patterns.graphs import normal
+from tests.patterns.graphs import attentions, normal
 
 B, H, S, T, D, E = 2, 3, 5, 7, 4, 6
 SCALE = 1 / math.sqrt(D)
@@ -193,7 +192,7 @@ PLAIN: list[Spelling] = [
 
 def only_site(function: Spelling, *inputs: Tensor) -> Attention:
     graph = normal(function, *inputs)
-    sites = detect(graph)
+    sites = attentions(graph)
     found = sites.of(Attention)
     assert len(found) == 1, [str(reason) for reason in sites.refusals]
     (site,) = found
@@ -433,7 +432,7 @@ def test_dropout_is_a_field() -> None:
         return F.dropout((q @ k.mT * SCALE).softmax(-1), 0.25, training=True) @ v
 
     graph = normal(dropped, *tokens())
-    (site,) = detect(graph).of(Attention)
+    (site,) = attentions(graph).of(Attention)
     assert site.dropout == 0.25
     assert proof.prove(site, graph) is None
 
@@ -569,7 +568,7 @@ LOOKALIKES: list[tuple[Spelling, tuple[Tensor, ...], str]] = [
 @pytest.mark.parametrize(("function", "more", "code"), LOOKALIKES, ids=lambda item: getattr(item, "__name__", None))
 def test_lookalike_is_refused(function: Spelling, more: tuple[Tensor, ...], code: str) -> None:
     graph = normal(function, *tokens(), *more)
-    sites = detect(graph)
+    sites = attentions(graph)
     assert not sites.of(Attention)
     assert code in [reason.code for reason in sites.refusals]
     names = {node.name for node in graph.module.graph.nodes}

@@ -140,9 +140,7 @@ def _widened(operation: Any, tensors: tuple[Tensor | None, ...], *rest: Any) -> 
     return operation(*(None if item is None else item.float() for item in tensors), *rest).to(dtype)
 
 
-def _compiled_supports(
-    decay: Tensor, input: Tensor, initial: Tensor | None, dim: int, reverse: bool
-) -> Reason | None:
+def _compiled_supports(decay: Tensor, input: Tensor, initial: Tensor | None, dim: int, reverse: bool) -> Reason | None:
     return _needs_compiler(decay)
 
 

@@ -10,8 +10,14 @@ SOURCE = r"""
 namespace {
 
 template <typename T> struct Lanes;
-template <> struct Lanes<float> { static constexpr int count = 16; typedef float type __attribute__((vector_size(64))); };
-template <> struct Lanes<double> { static constexpr int count = 8; typedef double type __attribute__((vector_size(64))); };
+template <> struct Lanes<float> {
+    static constexpr int count = 16;
+    typedef float type __attribute__((vector_size(64)));
+};
+template <> struct Lanes<double> {
+    static constexpr int count = 8;
+    typedef double type __attribute__((vector_size(64)));
+};
 typedef int32_t Bits __attribute__((vector_size(64)));
 
 template <typename T> using Vector = typename Lanes<T>::type;

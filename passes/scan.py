@@ -1,4 +1,8 @@
-"""``laconic.scan()``: a recurrence spelled as a loop or a tree becomes one operator. Exact up to rounding; on by default."""
+"""``laconic.scan()``: a recurrence spelled as a loop or a tree becomes one operator.
+
+``laconic.selective_scan()`` follows it: operands made and states read inside the operator. Both are exact up to
+rounding and on by default.
+"""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 from torch.fx.node import map_arg
 
@@ -26,7 +27,10 @@ Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def take(source: Tensor, dim: int, start: int, stride: int, length: int, keep: bool) -> Tensor:
-    """Elements ``start, start + stride, ...`` of ``source`` along ``dim`` as axis 0; ``keep`` leaves an axis of size 1."""
+    """Elements ``start, start + stride, ...`` of ``source`` along ``dim`` as axis 0.
+
+    ``keep`` leaves an axis of size 1 where ``dim`` was.
+    """
     moved = source.movedim(dim, 0)
     if stride < 0:
         lowest = start + (length - 1) * stride
@@ -144,12 +148,19 @@ def has_rule(target: Any) -> bool:
     return _is_pointwise(target) or target in _WITH_AXES or target in _MATMULS or target in _OTHERS
 
 
+def is_repeatable(target: Any) -> bool:
+    """Whether equal arguments give equal results and nothing else happens."""
+    if target is operator.getitem:
+        return True
+    if not isinstance(target, OpOverload) or target._schema.is_mutable or target is aten.dropout.default:
+        return False
+    return torch.Tag.nondeterministic_seeded not in target.tags
+
+
 def _is_pointwise(target: Any) -> bool:
     if target in _LIKE_POINTWISE:
         return True
-    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
-        return False
-    return torch.Tag.pointwise in target.tags and torch.Tag.nondeterministic_seeded not in target.tags
+    return is_repeatable(target) and isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags
 
 
 def rule(node: Node, values: Mapping[Node, Value], length: int) -> Call | Reason:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.fx.node import map_arg
 
 from . import batched
 from .reasons import Reason
@@ -158,8 +159,6 @@ class Lifter:
             for node in steps
         ):
             return Reason("not-proven", "the steps are not the same computation", _names(steps))
-        if not batched.has_rule(first.target):
-            return Reason("unsupported-op", f"{first.target} has no form with a time axis", _names(steps))
         flat = [_flatten(node) for node in steps]
         if any(len(row) != len(flat[0]) for row in flat):
             return Reason("not-proven", "the steps are not the same computation", _names(steps))
@@ -187,6 +186,17 @@ class Lifter:
                 return value
             if values.setdefault(row[0], value) is not value:
                 return Reason("not-proven", "an operand has two roles in different steps", _names(steps))
+        if not any(value.lifted for value in values.values()):
+            # The same thing computed anew in every step: once is enough, if twice is the same.
+            if not batched.is_repeatable(first.target) or not self.independent(first):
+                return Reason("unsupported-op", f"{first.target} may differ from step to step", _names(steps))
+            self.visited.update(steps)
+            meta = first.meta.get("val")
+            rank = meta.dim() if isinstance(meta, Tensor) else None
+            args, kwargs = map_arg((first.args, first.kwargs), lambda operand: values[operand].node)
+            return Value(self.program.call_function(first.target, args, kwargs), False, rank)  # type: ignore[arg-type]
+        if not batched.has_rule(first.target):
+            return Reason("unsupported-op", f"{first.target} has no form with a time axis", _names(steps))
         self.visited.update(steps)
         call = batched.rule(first, values, len(steps))
         if isinstance(call, Reason):
@@ -247,7 +257,7 @@ def piece_of(node: Node) -> Piece | None:
         if parts.target is aten.unbind.int:
             return _checked(parts.args[0], parts.args[1] if len(parts.args) > 1 else 0, index, keep=False)
         if parts.target in (aten.split.Tensor, aten.chunk.default, aten.split_with_sizes.default):
-            dim = parts.args[2] if len(parts.args) > 2 else parts.kwargs.get("dim", 0)
+            dim: Any = parts.args[2] if len(parts.args) > 2 else parts.kwargs.get("dim", 0)
             if all(_size(part, int(dim)) == 1 for part in parts.meta["val"]):
                 return _checked(parts.args[0], dim, index, keep=True)
     return None

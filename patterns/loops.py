@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +25,13 @@ _ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 
 
 class Influence:
-    """Which chains each node depends on, as bit masks over all chains of a graph. One pass."""
+    """Which chains each node depends on, as bit masks over all chains of a graph. One pass.
 
-    def __init__(self, graph: Graph, chains: Sequence[Sequence[Step]]) -> None:
+    ``written`` are the nodes whose memory is changed in place somewhere.
+    """
+
+    def __init__(self, graph: Graph, chains: Sequence[Sequence[Step]], written: Collection[Node] = ()) -> None:
+        self.written = written
         own = {step.state: 1 << index for index, chain in enumerate(chains) for step in chain}
         self.order = {node: index for index, node in enumerate(graph.nodes)}
         self._masks: dict[Node, int] = {}
@@ -127,7 +131,7 @@ class _Builder:
 
     def _has_initial(self) -> bool:
         first = self.steps[0]
-        if first.previous.target not in _ZEROS:
+        if first.previous.target not in _ZEROS or first.previous in self.influence.written:
             return True
         # Zeros may be left out unless their shape is what makes the state as large as it is.
         parts = [value.meta["val"].shape for value in (first.decay, first.input) if isinstance(value, Node)]
@@ -216,7 +220,7 @@ def _operand(lifter: Lifter, column: list[Any]) -> Value | float | Reason:
         return lifter.lift(column)
     if any(isinstance(item, Node) for item in column) or any(item != column[0] for item in column):
         return Reason("not-proven", "one step has another constant than the rest")
-    return column[0]  # type: ignore[no-any-return]
+    return column[0]
 
 
 def _shown(node: Any) -> Node | None:

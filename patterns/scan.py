@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 from .chains import find_chains
 from .describe import named_dimensions, size_hint
-from .trial import Region, agree, doubled
+from .effects import Effects
 from .evaluate import concretely
 from .graph import NormalGraph
 from .loops import Influence, loop_site
@@ -19,6 +19,7 @@ from .reasons import Reason
 from .selective import selective_sites
 from .sites import Scan, SelectiveScan, Site, Sites
 from .trees import tree_sites
+from .trial import Region, agree, doubled, widened
 
 SHORTEST_REFUSAL = 8
 """A chain of fewer steps that is no scan is ordinary arithmetic, not worth a line in the report."""
@@ -37,12 +38,13 @@ def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason
     refusals: list[Reason] = []
     found: list[Scan | SelectiveScan] = []
     chains = find_chains(module.graph)
-    influence = Influence(module.graph, chains)
+    effects = Effects(module.graph)
+    influence = Influence(module.graph, chains, {root for _, roots in effects.writes for root in roots})
     claimed: set[Node] = set()
     for index, chain in enumerate(chains):
         site = loop_site(index, chain, influence)
         if isinstance(site, Scan):
-            site = prove_scan(site, order) or site
+            site = effects.mutation(site.inputs, site.interior) or prove_scan(site, order) or site
         if isinstance(site, Scan):
             found.append(site)
             claimed |= site.interior
@@ -50,14 +52,25 @@ def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason
             names = (chain[0].state.name, chain[-1].state.name)
             text = f"a carried value of {len(chain)} steps is left as it is: {site.text}"
             refusals.append(Reason(site.code, text, names))
-    found.extend(site for site in tree_sites(module.graph, order) if not claimed & site.interior)
-    found.extend(site for site in selective_sites(module.graph) if prove_scan(site, order) is None)
+    found.extend(
+        site
+        for site in tree_sites(module.graph, order)
+        if not claimed & site.interior and effects.mutation(site.inputs, site.interior) is None
+    )
+    found.extend(
+        site
+        for site in selective_sites(module.graph)
+        if effects.mutation(site.inputs, site.interior) is None and prove_scan(site, order) is None
+    )
     found.sort(key=lambda site: order[site.outputs[0]])
     return [_with_costs(dataclasses.replace(site, id=f"scan.{number}")) for number, site in enumerate(found)], refusals
 
 
 def prove_scan(site: Scan | SelectiveScan, order: dict[Node, int] | None = None) -> Reason | None:
-    """Run the site's program beside the subgraph it came from, on small random float64 tensors; None when they agree."""
+    """Run the site's program beside the subgraph it came from, on small random float64 tensors.
+
+    None when they agree, else a ``not-proven`` reason.
+    """
     program = site.program
     if program is None:
         return Reason("not-proven", "the site has no program", tuple(node.name for node in site.outputs))
@@ -90,7 +103,7 @@ class _Doubled(torch.fx.Interpreter):
     """Runs a program in float64: element types among its constants are the graph's own."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().call_function(target, doubled(args), doubled(kwargs))
+        return widened(super().call_function(target, doubled(args), doubled(kwargs)))
 
 
 def _with_costs(site: Scan | SelectiveScan) -> Scan | SelectiveScan:
@@ -109,6 +122,4 @@ def _with_costs(site: Scan | SelectiveScan) -> Scan | SelectiveScan:
     symbols, example = named_dimensions(L=site.length, E=max(size_hint(state.numel()), 1))
     total = symbols["L"] * symbols["E"]
     # One multiply-add per element; decay and input read, the states written.
-    return dataclasses.replace(
-        site, flops=2 * total, bytes=3 * state.element_size() * total, dimensions=example
-    )
+    return dataclasses.replace(site, flops=2 * total, bytes=3 * state.element_size() * total, dimensions=example)

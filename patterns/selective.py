@@ -20,8 +20,8 @@ from . import batched
 from .chains import unwrap
 from .describe import description
 from .recurrence import arranged, product, selective, selective_operands
-from .trial import subgraph
 from .sites import SelectiveScan
+from .trial import subgraph
 
 aten = torch.ops.aten
 
@@ -83,16 +83,14 @@ def _site(anchor: Node) -> SelectiveScan | None:
     for factor in (item for group in groups for item in group):
         if isinstance(factor.node, Node) and factor.node not in copies:
             copies[factor.node] = program.placeholder(factor.node.name)
-    places = ((batch, time, channel), (channel, state), (batch, time, channel), (batch, time, state), (batch, time, state))
-    operands = [
-        _product(program, copies, group, place) for group, place in zip(groups, places, strict=True)
-    ]
+    inner_axes, state_axes = (batch, time, channel), (batch, time, state)
+    places = (inner_axes, (channel, state), inner_axes, state_axes, state_axes)
+    operands = [_product(program, copies, group, place) for group, place in zip(groups, places, strict=True)]
     ready = program.call_function(selective_operands, (*operands, value.dtype))
     parts = [program.call_function(batched.part, (ready, position)) for position in range(5)]
     result = program.call_function(selective, tuple(parts))
     # [batch, time, channel] in the order of the output, and its last axis of size 1 where it has one.
-    have = (batch, time, channel)
-    axes: list[int | None] = [have.index(place) if place is not None else None for place in order]
+    axes = [None if place is None else inner_axes.index(place) for place in order]
     program.output((program.call_function(arranged, (result, tuple(axes))),))
     inputs = tuple(copies)
     interior = subgraph((output,), set(inputs))
@@ -112,8 +110,9 @@ def _site(anchor: Node) -> SelectiveScan | None:
 
 
 def _reading(anchor: Node) -> tuple[Node, Factor, tuple[int | None, ...], int, int] | None:
-    """The one contraction that reads the states: its node, the other operand, the places of its axes, channel, state."""
-    node, places = anchor, (0, 1, 2, 3)
+    """The one contraction that reads the states: its node, the other operand, where its axes are, channel, state."""
+    node = anchor
+    places: tuple[int, ...] = (0, 1, 2, 3)
     while True:
         users = [user for user in node.users if not _is_dead(user)]
         if len(users) != 1:
@@ -181,10 +180,8 @@ def _peel(factor: Factor) -> Factor:
         if permutation is not None:
             axes: Axes = tuple(None if axis is None else permutation[axis] for axis in factor.axes)
         elif node.op == "call_function" and node.target is aten.unsqueeze.default:
-            new = node.args[1] % node.meta["val"].dim()  # type: ignore[operator]
-            axes = tuple(
-                None if axis is None or axis == new else axis - (axis > new) for axis in factor.axes
-            )
+            new = node.args[1] % node.meta["val"].dim()
+            axes = tuple(None if axis is None or axis == new else axis - (axis > new) for axis in factor.axes)
         elif node.op == "call_function" and node.target is aten.expand.default:
             source = node.args[0].meta["val"]  # type: ignore[union-attr]
             if source.dim() != node.meta["val"].dim():
@@ -201,9 +198,7 @@ def _squeezed(factor: Factor) -> Factor:
     if not isinstance(factor.node, Node):
         return factor
     shape = factor.node.meta["val"].shape
-    return Factor(
-        factor.node, tuple(None if axis is None or _is_one(shape[axis]) else axis for axis in factor.axes)
-    )
+    return Factor(factor.node, tuple(None if axis is None or _is_one(shape[axis]) else axis for axis in factor.axes))
 
 
 def _is_one(size: Any) -> bool:

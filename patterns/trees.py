@@ -17,10 +17,10 @@ from torch.fx import Graph, GraphModule, Node
 from . import batched
 from .chains import unwrap
 from .describe import description
-from .trial import Region, agree, subgraph
 from .evaluate import concretely
 from .recurrence import operands, recurrence
 from .sites import Scan
+from .trial import Region, agree, subgraph
 
 aten = torch.ops.aten
 
@@ -212,8 +212,8 @@ def _first_equal(decay: Node, input: Node, dim: int, candidates: list[Node], ord
             for _ in range(2):
                 values = run.samples(generator, shrunk=shrunk, unit=(decay,))
                 env = run.run(values, shrunk=shrunk)
-                both = torch.broadcast_tensors(values[decay], values[input])
-                expected = recurrence(*both, None, dim, False)
+                first, second = torch.broadcast_tensors(values[decay], values[input])
+                expected = recurrence(first, second, None, dim, False)
                 candidates = [node for node in candidates if agree(env[node], expected)]
         except (RuntimeError, ValueError, IndexError, MemoryError):
             continue

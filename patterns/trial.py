@@ -58,7 +58,7 @@ class Region:
                 args, kwargs = _resized(args, sizes), _resized(kwargs, sizes)
             args, kwargs = map_arg((args, kwargs), env.__getitem__)
             target: Any = node.target
-            value = target(*args, **kwargs)
+            value = widened(target(*args, **kwargs))
             env[node] = value
             if isinstance(value, Tensor) and value._base is None:
                 total += value.numel()
@@ -124,6 +124,11 @@ def _resized(args: Any, sizes: Mapping[int, int]) -> Any:
             else item
         ),
     )
+
+
+def widened(value: Any) -> Any:
+    """A result in float64, whatever default its operator has."""
+    return value.double() if isinstance(value, Tensor) and value.dtype in _REAL else value
 
 
 def doubled(args: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch.fx import Node
 
@@ -41,19 +42,19 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
 
     for node in nodes.nodes:
         if operation(node) == "scaled_dot_product_attention":
-            keep(lambda node=node: _fused(node))  # type: ignore[misc]
+            keep(partial(_fused, node))
             continue
         if operation(node) in _INSTEAD and (reason := _other_normalisation(node, graph, origins)) is not None:
             refusals.append(reason)
             continue
         anchor = softmax_at(node)
-        if anchor is not None and _near(anchor, origins):
-            keep(lambda anchor=anchor: _spelled(anchor, origins))  # type: ignore[misc]
+        if anchor is not None and _used_in_a_product(anchor):
+            keep(partial(_spelled, anchor, origins))
     return found, refusals
 
 
-def _near(anchor: Softmax, origins: Origins) -> bool:
-    """True when the weights go on to a product, or the scores come from a product of activations and are used up."""
+def _used_in_a_product(anchor: Softmax) -> bool:
+    """True when the weights, or something near made of them, go into a product of two tensors."""
     pending, seen = [anchor.weights], 0
     while pending and seen < 12:
         node = pending.pop()
@@ -250,16 +251,15 @@ def _fused(node: Node) -> Parts:
     rows, inner = (Atom(size, rigid=True) for size in shapes[0][-2:])
     columns, channels = Atom(shapes[1][-2], rigid=True), Atom(shapes[2][-1], rigid=True)
     batch = [Atom(size) for size in node.meta["val"].shape[:-2]]
-    heads = [atom for atom in batch]
     if argument(node, "enable_gqa") is True and not same(shapes[0][-3], shapes[1][-3]):
         kept = expression(shapes[1][-3])
-        if not isinstance(kept, int) or not isinstance(heads[-1].size, int) or heads[-1].size % kept:
+        if not isinstance(kept, int) or not isinstance(batch[-1].size, int) or batch[-1].size % kept:
             raise Refused("unsupported-shape", "the number of query heads per key head is not a constant", node)
-        heads[-1].parts = (Atom(kept), Atom(heads[-1].size // kept))
+        batch[-1].parts = (Atom(kept), Atom(batch[-1].size // kept))
 
     def layout(shape: Sequence[object], *last: Atom) -> Layout:
-        axes = []
-        for atom, size in zip(heads[len(heads) - len(shape) + 2 :], shape[:-2], strict=True):
+        axes: list[tuple[Atom, ...]] = []
+        for atom, size in zip(batch[len(batch) - len(shape) + 2 :], shape[:-2], strict=True):
             if same(size, atom.size):
                 axes.append((atom,))
             else:

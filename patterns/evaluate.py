@@ -65,11 +65,12 @@ def run(
             held = _held(node)
             environment[node] = held.double() if double and held.dtype in _REAL else held
             continue
-        args, kwargs = (map_arg(part, value_of) for part in (node.args, node.kwargs))
+        args: Any = map_arg(node.args, value_of)
+        kwargs: Any = dict(map_arg(node.kwargs, value_of))
         if arguments is not None:
-            args, kwargs = arguments(node, args, dict(kwargs))
-        args, kwargs = (map_aggregate(part, plain) for part in (args, kwargs))
-        environment[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            args, kwargs = arguments(node, args, kwargs)
+        target: Any = node.target
+        environment[node] = target(*map_aggregate(args, plain), **map_aggregate(kwargs, plain))
     return environment
 
 

@@ -90,14 +90,15 @@ def _additive_step(bias: Bias, node: Node) -> list[Bias] | None:
 def _boolean_step(bias: Bias, node: Node) -> list[Bias] | None:
     name = operation(node)
     other = "hidden" if bias.kind == "boolean" else "boolean"
-    first = node.args[0] if node.args else None
+    first: Any = node.args[0] if node.args else None
+    operands: Any = node.args
     if name in _NOT and _boolean(first):
         return [dataclasses.replace(bias, kind=other, value=first)]
     if name in ("eq", "ne") and _boolean(first) and scalar(node.args[1]) in (0.0, 1.0):
         kept = (scalar(node.args[1]) == 1.0) == (name == "eq")
         return [dataclasses.replace(bias, kind=bias.kind if kept else other, value=first)]
-    if name in (_AND if bias.kind == "boolean" else _OR) and all(_boolean(item) for item in node.args):
-        return [dataclasses.replace(bias, value=item) for item in node.args]
+    if name in (_AND if bias.kind == "boolean" else _OR) and all(_boolean(item) for item in operands):
+        return [dataclasses.replace(bias, value=item) for item in operands]
     return None
 
 

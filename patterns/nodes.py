@@ -72,7 +72,7 @@ def written(node: Node) -> list[Node]:
     found = []
     for index, item in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if item.alias_info is not None and item.alias_info.is_write:
-            value = node.args[index] if index < len(node.args) else node.kwargs.get(item.name)
+            value: Any = node.args[index] if index < len(node.args) else node.kwargs.get(item.name)
             found += [value] if isinstance(value, Node) else [v for v in value or () if isinstance(v, Node)]
     return found
 

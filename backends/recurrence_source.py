@@ -6,6 +6,7 @@ SOURCE = r"""
 #include <cstdint>
 #include <cstring>
 #include <algorithm>
+#include <type_traits>
 
 namespace {
 
@@ -131,7 +132,7 @@ inline void selective(const T* delta, const T* input, const T* expand, const T* 
     constexpr int lanes = Lanes<T>::count;
     Vector<T> h[K], a[K];
     for (int k = 0; k < K; k++) { h[k] = Vector<T>{}; a[k] = load<T>(rates + k * lanes); }
-    for (int64_t t = 0; t < length; t++) {
+    auto step = [&](int64_t t, auto start) {
         Vector<T> dt = gather<T>(delta + t * channels, 1, count);
         Vector<T> xt = gather<T>(input + t * channels, 1, count);
         const T* bt = expand + t * states;
@@ -139,11 +140,15 @@ inline void selective(const T* delta, const T* input, const T* expand, const T* 
         Vector<T> y = add ? gather<T>(out + t * channels, 1, count) : Vector<T>{};
         #pragma GCC unroll 16
         for (int k = 0; k < K; k++) {
-            h[k] = exponential(dt * a[k]) * h[k] + xt * bt[k];
+            // The first state is its input, even where the decay is infinite.
+            if constexpr (decltype(start)::value) h[k] = xt * bt[k];
+            else h[k] = exponential(dt * a[k]) * h[k] + xt * bt[k];
             y += h[k] * ct[k];
         }
         scatter<T>(out + t * channels, 1, count, y);
-    }
+    };
+    if (length > 0) step(0, std::true_type{});
+    for (int64_t t = 1; t < length; t++) step(t, std::false_type{});
 }
 
 template <typename T>

@@ -245,12 +245,11 @@ def piece_of(node: Node) -> Piece | None:
     if node.op != "call_function":
         return None
     if node.target is aten.select.int:
-        source, dim, index = node.args[0], node.args[1], node.args[2]
-        return _checked(source, dim, index, keep=False)
+        return _checked(node.args[0], node.args[1], node.args[2], keep=False)
     if node.target is aten.slice.Tensor:
-        source, dim, start, end, step = (*node.args, *(None,) * (5 - len(node.args)))[:5]
+        source, axis, start, end, step = (*node.args, *(None,) * (5 - len(node.args)))[:5]
         if step in (None, 1) and isinstance(start, int) and isinstance(end, int) and end - start == 1:
-            return _checked(source, dim or 0, start, keep=True)
+            return _checked(source, axis or 0, start, keep=True)
         return None
     if node.target is operator.getitem and isinstance(node.args[0], Node) and isinstance(node.args[1], int):
         parts, index = node.args[0], node.args[1]

@@ -22,8 +22,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LONGEST = 2**31 // 127**2
 """The longest row whose product of int8 values is sure to fit int32."""
 
-PRODUCTS = {"cpu": 2**20, "cuda": 2**31}
-"""Rows x inputs x outputs from which int8 pays. On CPU measured (``benchmarks/int8.py --crossover``): below a million
+PRODUCTS = {"cpu": 2**21, "cuda": 2**31}
+"""Rows x inputs x outputs from which int8 pays. On CPU measured (``benchmarks/int8.py --crossover``): below two million
 products the passes over the activations and the look-up of the packed weight cost what the product saves. On CUDA an
 estimate from launch and memory cost, to be replaced by a measurement."""
 

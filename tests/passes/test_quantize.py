@@ -136,6 +136,17 @@ class TestOperators:
             args = (x, torch.ones(rows, 1), weight, torch.ones(columns), None, torch.float32)
             assert torch.equal(int8_cpu.onednn_int8_linear(*args), int8_linear(*args)), (rows, inner, columns)
 
+    def test_large_weights_come_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(int8_cpu, "LARGE_WEIGHT", 24 * 40)
+        seen: list[Any] = []
+        product = torch._int_mm
+        monkeypatch.setattr(torch, "_int_mm", lambda a, b: seen.append(a.shape) or product(a, b))
+        weight, scale = pack_rows(torch.randn(24, 40))
+        for shape, first in (((1, 40), (1, 40)), ((3, 2, 40), (24, 40)), ((200, 40), (200, 40))):
+            args = (*quantize_rows(torch.randn(shape)), weight, scale, torch.randn(24), torch.float32)
+            torch.testing.assert_close(int8_cpu.onednn_int8_linear(*args), int8_linear(*args))
+            assert seen.pop() == first
+
     @pytest.mark.parametrize("shape", [(40,), (1, 40), (1, 1, 40), (3, 1, 40)], ids=str)
     @pytest.mark.parametrize("columns", [1, 24])
     def test_single_rows_and_columns_compiled(self, shape: tuple[int, ...], columns: int) -> None:

@@ -9,10 +9,9 @@ from torch.fx import Node
 from .axes import same
 from .describe import description, element_bytes, named_dimensions, shape_of
 from .effects import Effects
-from .evaluate import before
 from .feedforward_axes import FEATURES, name_axes
 from .hidden import Candidate, Hidden, Layer, Layers, Refused, unwrapped
-from .nodes import tensor
+from .provenance import between
 from .sites import FeedForward
 
 
@@ -24,7 +23,7 @@ def build(candidate: Candidate, effects: Effects) -> FeedForward:
     if not _same_rows(x, output, Layers.feature_axis(down)):
         raise Refused("unsupported-shape", "input and output do not have the same rows", output)
     inputs = _inputs(x, [*candidate.firsts, down], hidden)
-    interior = _between(x, inputs, output)
+    interior = between(x, inputs, output)
     reason = effects.mutation(inputs, interior) or effects.escape(interior, (output,))
     if reason is not None:
         raise Refused.because(reason)
@@ -79,14 +78,3 @@ def _inputs(x: Node, layers: list[Layer], hidden: Hidden) -> tuple[Node, ...]:
     for layer in layers:
         inputs += [layer.weight, *([layer.bias] if layer.bias is not None else [])]
     return tuple(dict.fromkeys(inputs))
-
-
-def _between(x: Node, inputs: tuple[Node, ...], output: Node) -> frozenset[Node]:
-    """What is computed from ``x`` on the way to ``output``."""
-    dependent, interior = {x}, []
-    for node in before([output], inputs):
-        if any(read in dependent for read in node.all_input_nodes):
-            dependent.add(node)
-            if isinstance(node.meta.get("val"), list | tuple) or tensor(node) is not None:
-                interior.append(node)
-    return frozenset(interior)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch.fx import Node
 
@@ -99,7 +100,8 @@ def _exchanges(node: Node) -> bool:
         return False
     if operation(node) == "permute":
         return tuple(axis % 2 for axis in argument(node, "dims")) == (1, 0)
-    return len(node.args) < 3 or (node.args[1] - node.args[2]) % 2 == 1  # type: ignore[operator]
+    exchanged: Any = node.args[1:]
+    return len(exchanged) < 2 or bool((exchanged[0] - exchanged[1]) % 2 == 1)
 
 
 def _with_bias(parts: _Parts, fixed: set[Node]) -> _Parts:

@@ -13,9 +13,9 @@ from torch.fx import Node
 from .describe import size_hint
 from .evaluate import before, concretely, constant_value, run
 from .graph import NormalGraph
-from .nodes import DROPOUTS, operation, tensor
+from .nodes import DROPOUTS, argument, operation, tensor
 from .reasons import Reason
-from .reference import MEANINGS, reference
+from .reference import MEANINGS, default_epsilon, reference
 from .sites import Site
 
 # Elements that inputs and interior together may have at the site's own sizes; above it smaller sizes are tried first.
@@ -134,7 +134,7 @@ def _compare(site: Site, sizes: Mapping[str, int]) -> Reason | None:
     def resized(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if sizes and node in site.axes:
             args = _with_shape(node, args, _shape(node, site, sizes))
-        return _without_dropout(node, args, kwargs)
+        return _in_double(node, *_without_dropout(node, args, kwargs))
 
     computed = run(_needed(nodes, environment, site), environment, resized, double=True)
     wanted = reference(site, values)
@@ -204,6 +204,13 @@ def _without_dropout(
         return args, {**kwargs, "dropout_p": 0.0}
     if operation(node) == "scaled_dot_product_attention" and len(args) > 4:
         return (*args[:4], 0.0, *args[5:]), kwargs
+    return args, kwargs
+
+
+def _in_double(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A norm whose epsilon is that of its element type keeps it when it runs in another one."""
+    if operation(node) == "rms_norm" and argument(node, "eps") is None:
+        return args[:3], {**kwargs, "eps": default_epsilon(node.meta["val"].dtype)}
     return args, kwargs
 
 

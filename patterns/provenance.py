@@ -1,9 +1,12 @@
-"""Which inputs of a graph a value is computed from, for telling a residual layer from one that stands beside."""
+"""What a value is computed from: the nodes on the way from an input of a site, and the inputs of the whole graph."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch.fx import Node
 
+from .evaluate import before
 from .graph import NormalGraph
 from .nodes import CASTS, COPIES, MOVEMENTS, operation, readers, tensor
 from .sites import FeedForward
@@ -46,3 +49,14 @@ class Provenance:
                     seen.add(user)
                     pending.append(user)
         return False
+
+
+def between(x: Node, inputs: Iterable[Node], output: Node) -> frozenset[Node]:
+    """The tensors computed from ``x`` on the way to ``output``, which is one of them; ``inputs`` end the way."""
+    dependent, interior = {x}, []
+    for node in before([output], inputs):
+        if any(read in dependent for read in node.all_input_nodes):
+            dependent.add(node)
+            if isinstance(node.meta.get("val"), list | tuple) or tensor(node) is not None:
+                interior.append(node)
+    return frozenset(interior)

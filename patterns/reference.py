@@ -117,12 +117,10 @@ def convolution(site: Convolution, read: Read) -> Tensor:
     bias = read(site.bias) if site.bias is not None else None
     rank = input.dim() - 2
     if site.transposed:
-        apply = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
-        settings = (site.stride, site.padding, site.output_padding, site.groups, site.dilation)
-    else:
-        apply = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
-        settings = (site.stride, site.padding, site.dilation, site.groups)
-    return apply(input, weight, bias, *settings)
+        widen: Any = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[rank - 1]
+        return widen(input, weight, bias, site.stride, site.padding, site.output_padding, site.groups, site.dilation)
+    slide: Any = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
+    return slide(input, weight, bias, site.stride, site.padding, site.dilation, site.groups)
 
 
 @meaning(FeedForward, small=lambda site: _smaller(site, K=5, H=7, C=3))
@@ -148,7 +146,12 @@ def feedforward(site: FeedForward, read: Read) -> Tensor:
     return project(site.down, hidden, None)
 
 
-@meaning(Norm)
+def default_epsilon(dtype: torch.dtype) -> float:
+    """What ``aten.rms_norm`` adds when no epsilon is given: that of the type it computes in, float32 for halves."""
+    return torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32).eps
+
+
+@meaning(Norm, small=lambda site: _fewer_rows(site))
 def norm(site: Norm, read: Read) -> Tensor:
     """Ba et al. 2016 (layer), Zhang and Sennrich 2019 (rms), Wu and He 2018 (group), Ioffe and Szegedy 2015 (batch)."""
     x = read(site.input)
@@ -170,3 +173,9 @@ def _smaller(site: Site, **features: int) -> dict[str, int]:
     """Distinct primes for the features and few rows; never above the site's own sizes."""
     rows = iter((2, 3, 2, 3, 2, 3))
     return {name: min(size, features.get(name) or next(rows)) for name, size in site.dimensions.items()}
+
+
+def _fewer_rows(site: Site) -> dict[str, int]:
+    """Few rows; what is normalised over (D) and channels (C) are arguments of operators and stay."""
+    rows = iter((2, 3, 2, 3, 2, 3))
+    return {name: size if name[0] in "DC" else min(size, next(rows)) for name, size in site.dimensions.items()}

@@ -1,4 +1,4 @@
-"""Hand-written Triton kernels for the operators of the dialect. The only folder that imports triton, and only on request."""
+"""Hand-written Triton kernels for operators of the dialect. The only folder that imports triton, and on request."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """Triton kernel of bipartite matching: a running maximum over tiles of destinations, never all similarities at once."""
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# (the arguments of jitted functions are pointers and tiles, which have no Python types)
+
 from __future__ import annotations
 
 import torch

@@ -4,10 +4,14 @@ Source: Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention w
 and section 3.3 (block-sparse); Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
 """
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# (the arguments of jitted functions are pointers and tiles, which have no Python types)
+
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -17,6 +21,7 @@ from torch import Tensor
 from ...passes.ops.block_sparse import block_sparse_attention
 from ...patterns.reasons import Reason
 from ..providers import provider
+from .block_lists import plan_block_lists
 from .launch import Case, Device, Launch, ceil_div, device_of, no_triton_on, opaque, power_of_two, precision, upcast
 
 LARGEST_HEAD = 256
@@ -153,32 +158,6 @@ def block_sparse_attention_kernel(
     tl.store(target, result.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
-def list_blocks_kernel(
-    index, count, blocks, used, queries, keys, slots, left, right, index_list, index_row, index_slot,
-    HAS_COUNT: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
-    # One list: each block once, in order of appearance, without those the band hides from all of this row's queries.
-    row_blocks = tl.cdiv(queries, BLOCK)
-    program = tl.program_id(0)
-    row = program % row_blocks
-    source = index + (program // row_blocks).to(tl.int64) * index_list + row.to(tl.int64) * index_row
-    slot = tl.arange(0, SLOTS)
-    length = slots
-    if HAS_COUNT:
-        length = tl.minimum(tl.load(count + program), slots)
-    block = tl.load(source + slot * index_slot, slot < length, other=-1)
-    final = tl.minimum(row * BLOCK + BLOCK, queries) - 1
-    keep = (slot < length) & (block >= 0) & (block < tl.cdiv(keys, BLOCK))
-    keep = keep & (block * BLOCK <= final + right) & (block * BLOCK + BLOCK - 1 >= row * BLOCK - left)
-    for earlier in range(0, length):
-        seen = tl.load(source + earlier * index_slot)
-        keep = keep & ((block != seen) | (slot <= earlier))
-    place = tl.cumsum(keep.to(tl.int32), 0) - 1
-    tl.store(blocks + program.to(tl.int64) * slots + place, block, keep)
-    tl.store(used + program, tl.sum(keep.to(tl.int32), 0))
-
-
 @dataclass(frozen=True)
 class Tile:
     """Queries and keys of a tile, the warps that compute it and how many loads are kept in flight."""
@@ -245,17 +224,10 @@ def plan_block_sparse_attention(
     launches, blocks, used, lists, slots = [], None, None, 1, 1
     if block_index is not None:
         block_m, block_n = min(block_m, block), min(block_n, block)
-        lists, rows, slots = block_index.shape
-        blocks, used = block_index.new_empty(lists * rows * slots), block_index.new_empty(lists * rows)
-        arguments = {
-            "index": block_index, "count": None if block_count is None else block_count.contiguous(),
-            "blocks": blocks, "used": used, "queries": queries, "keys": keys, "slots": slots, "left": left,
-            "right": right, "index_list": block_index.stride(0), "index_row": block_index.stride(1),
-            "index_slot": block_index.stride(2), "HAS_COUNT": block_count is not None, "BLOCK": block,
-            "SLOTS": power_of_two(slots),
-        }  # fmt: skip
-        launches.append(Launch(list_blocks_kernel, lists * rows, arguments, warps=1 if slots <= 256 else 4))
-    arguments = {
+        lists, slots = block_index.shape[0], block_index.shape[2]
+        launch, blocks, used = plan_block_lists(block_index, block_count, queries, keys, block, left, right)
+        launches.append(launch)
+    arguments: dict[str, Any] = {
         "query": query, "key": key, "value": value, "out": out, "index": blocks, "count": used,
         "heads": heads, "group": group, "queries": queries, "keys": keys,
         "left": left, "right": right, "scale": float(scale) * math.log2(math.e), "lists": lists, "slots": slots,

@@ -1,5 +1,8 @@
 """Triton kernels of the int8 linear layer: rounding rows to int8, and the product with its scales and bias."""
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# (the arguments of jitted functions are pointers and tiles, which have no Python types)
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -6,6 +6,9 @@ span runs from the state it was given. Reads the operands twice and the result i
 Source: Blelloch, "Prefix Sums and Their Applications" (1990), section 1.4.
 """
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# (the arguments of jitted functions are pointers and tiles, which have no Python types)
+
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,8 @@
 """Triton kernel of the selective scan: decays, states and their read-out live in registers and are never written."""
 
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# (the arguments of jitted functions are pointers and tiles, which have no Python types)
+
 from __future__ import annotations
 
 import torch
@@ -76,7 +79,7 @@ def plan_selective_scan(
     batch, length, channels = delta.shape
     states = rate.shape[1]
     block_n = power_of_two(states)
-    # Four warps hold about 16 elements of a tile each in every lane; few channels take narrower tiles to fill the device.
+    # A lane holds about 16 elements of a tile; few channels take narrower tiles to fill the device.
     block_d = power_of_two(channels, 1, max(1, 256 // block_n))
     while block_d > 4 and batch * ceil_div(channels, block_d) < 2 * device.processors:
         block_d //= 2

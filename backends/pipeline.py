@@ -25,6 +25,7 @@ from ..patterns.graph import NormalGraph
 from ..patterns.normalize import normalize
 from ..patterns.reasons import Reason
 from ..patterns.sites import Site, Sites
+from ..patterns.spec import check
 from . import block_sparse_cpu, int8_cpu, providers, recurrence_cpu  # noqa: F401  (providers register on import)
 from .debug import Dump
 from .options import Options
@@ -58,6 +59,10 @@ def rewrite(module: GraphModule, inputs: Sequence[Any], options: Options, report
             normal = normalize(module, inputs)
         if isinstance(normal, Reason):
             report.refuse(normal)
+            return Rewritten()
+        wrong = check(normal)
+        if wrong:
+            report.refuse(wrong[0])
             return Rewritten()
         dump.graph("normal", normal.module)
         report.regions = {region.key for node in normal.module.graph.nodes for region in regions_of(node)}

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..patterns.graph import NormalGraph
 from ..patterns.reasons import Reason
+from ..patterns.spec import check
 from .plan import Prepared, Rewrite
 from .sharing import share
 
@@ -55,7 +56,11 @@ def apply(graph: NormalGraph, rewrites: Sequence[Rewrite]) -> Applied:
     if not traced:
         return outcome
     try:
-        outcome.graph = _splice(graph, traced)
+        rewritten = _splice(graph, traced)
+        wrong = check(rewritten)
+        if wrong:
+            raise ValueError(f"no longer a normal form: {wrong[0].text} ({', '.join(wrong[0].nodes)})")
+        outcome.graph = rewritten
         outcome.applied = [rewrite for rewrite, _ in traced]
     except Exception as error:
         reason = Reason("rolled-back", f"{type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ from .convolution import find_convolution
 from .feedforward import find_feedforward
 from .graph import NormalGraph
 from .linear import find_linear
+from .norms import find_norms
 from .scan import find_scan
 from .sites import Sites
 
@@ -21,6 +22,7 @@ DETECTORS: list[Detector] = [
     find_attention,
     find_linear,
     find_convolution,
+    find_norms,
     find_scan,
     find_feedforward,
     find_blocks,

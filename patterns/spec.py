@@ -46,14 +46,15 @@ def one_output_last(graph: NormalGraph) -> list[Reason]:
 
 
 def inputs_first_and_as_many(graph: NormalGraph) -> list[Reason]:
-    """Placeholders come first, and correspond by position to those of the graph Dynamo handed over."""
+    """Placeholders come first: those of the graph Dynamo handed over by position, then the prepared ones."""
     found, computed = [], False
     for node in graph.module.graph.nodes:
         if node.op == "placeholder" and computed:
             found.append(_reason("an input stands after a computation", node))
         computed = computed or node.op != "placeholder"
+    prepared = sum(len(nodes) for _, nodes in graph.facts.get("prepared", ()))
     ours, theirs = len(graph.placeholders), len(graph.source.graph.find_nodes(op="placeholder"))
-    if ours != theirs:
+    if ours != theirs + prepared:
         found.append(_reason(f"{ours} inputs stand for {theirs}"))
     return found
 

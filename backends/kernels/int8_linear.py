@@ -53,7 +53,8 @@ def quantize_rows_kernel(
             finite = tl.minimum(finite, tl.min((tl.abs(tile) < float("inf")).to(tl.int32), 1))
     # A maximum may lose a NaN, so finiteness is counted beside it.
     bounded = tl.where(finite == 1, tl.maximum(largest, smallest), 1.0)
-    factor = tl.div_rn(levels, bounded)
+    # The meaning's quotient of a number and a tensor is a reciprocal and a product: two roundings, decisive at a tie.
+    factor = tl.div_rn(1.0, bounded) * levels
     tl.store(scale + row, tl.where(finite == 1, tl.div_rn(bounded, levels), float("nan")), inside)
     if ONE_PASS:
         safe = tl.where((finite == 1)[:, None], tile, 0.0)

@@ -1,4 +1,4 @@
-"""Compiled models whose operators go to the Triton providers, in Triton's interpreter. Run by ``test_provider_path.py``."""
+"""Compiled models whose operators go to Triton's providers, in its interpreter. Run by ``test_provider_path.py``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
-
-assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/kernels/test_provider_path.py"
 
 import pytest
 import torch
@@ -19,6 +17,7 @@ from laconic.backends.kernels import register
 from laconic.backends.providers import PROVIDERS
 from laconic.passes.measure import relative_l2
 
+assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/kernels/test_provider_path.py"
 assert register()
 from laconic.backends.kernels.launch import LAUNCHES  # noqa: E402
 

@@ -88,14 +88,13 @@ def block_sparse_attention_kernel(
     inner, outer = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
     key_inside, value_inside = inner < DEPTH, outer < WIDTH
     EVEN: tl.constexpr = DEPTH == BLOCK_D and WIDTH == BLOCK_E
-    if ALIGNED > 1:
-        # Triton notices strides that 16 divides; heads of 72 or 40 still allow loads of 8 elements.
-        query_head = tl.multiple_of(query_head, ALIGNED)
-        query_token = tl.multiple_of(query_token, ALIGNED)
-        key_head = tl.multiple_of(key_head, ALIGNED)
-        key_token = tl.multiple_of(key_token, ALIGNED)
-        value_head = tl.multiple_of(value_head, ALIGNED)
-        value_token = tl.multiple_of(value_token, ALIGNED)
+    # Triton notices strides that 16 divides. In units of ALIGNED, heads of 72 or 40 still allow loads of 8 elements.
+    query_head *= ALIGNED
+    query_token *= ALIGNED
+    key_head *= ALIGNED
+    key_token *= ALIGNED
+    value_head *= ALIGNED
+    value_token *= ALIGNED
     position64, inner64, outer64 = position.to(tl.int64), inner.to(tl.int64), outer.to(tl.int64)
     query += batch * query_batch + head.to(tl.int64) * query_head
     key += batch * key_batch + (head // group).to(tl.int64) * key_head
@@ -168,8 +167,8 @@ class Tile:
     stages: int
 
 
-def choose_tile(depth: int, width: int, dtype: torch.dtype, visible: int, device: Device) -> Tile:
-    """``depth`` and ``width`` are padded; ``visible`` is how many keys a query sees at most.
+def choose_tile(depth: int, width: int, dtype: torch.dtype, visible: int, block: int, device: Device) -> Tile:
+    """``depth`` and ``width`` are padded; ``visible`` keys are seen by a query at most, ``block`` limits the tile.
 
     A query tile as tall as the band computes twice what it needs, so narrow bands take short tiles.
     """
@@ -184,10 +183,10 @@ def choose_tile(depth: int, width: int, dtype: torch.dtype, visible: int, device
     else:
         tile = Tile(64, 64, 8, 2) if device.capability >= 90 else Tile(64, 32, 8, 2)
     queries, warps = tile.queries, tile.warps
-    if queries > 64 and visible <= 256:
-        queries, warps = 64, 4 if largest <= 64 or device.is_amd else 8
+    if queries > 64 and (visible <= 256 or block <= 64):
+        queries, warps = 64, 4 if largest <= 64 or device.is_amd or device.capability >= 100 else 8
     element = 4 if dtype == torch.float32 else 2
-    keys, stages = tile.keys, tile.stages
+    queries, keys, stages = min(queries, block), min(tile.keys, block), tile.stages
     while (queries * depth + stages * keys * (depth + width)) * element > device.shared_memory and stages > 1:
         stages -= 1
     while (queries * depth + stages * keys * (depth + width)) * element > device.shared_memory and keys > 16:
@@ -219,28 +218,29 @@ def plan_block_sparse_attention(
     visible = min(left + right + 1, keys)
     if block_index is not None:
         visible = min(visible, block_index.shape[2] * block)
-    tile = choose_tile(padded, padded_width, query.dtype, visible, device)
-    block_m, block_n = tile.queries, tile.keys
+    limit = block if block_index is not None else _OPEN
+    tile = choose_tile(padded, padded_width, query.dtype, visible, limit, device)
     launches, blocks, used, lists, slots = [], None, None, 1, 1
     if block_index is not None:
-        block_m, block_n = min(block_m, block), min(block_n, block)
         lists, slots = block_index.shape[0], block_index.shape[2]
         launch, blocks, used = plan_block_lists(block_index, block_count, queries, keys, block, left, right)
         launches.append(launch)
+    aligned = _alignment(query, key, value)
     arguments: dict[str, Any] = {
         "query": query, "key": key, "value": value, "out": out, "index": blocks, "count": used,
         "heads": heads, "group": group, "queries": queries, "keys": keys,
         "left": left, "right": right, "scale": float(scale) * math.log2(math.e), "lists": lists, "slots": slots,
-        "query_batch": query.stride(0), "query_head": query.stride(1), "query_token": query.stride(2),
-        "query_inner": query.stride(3), "key_batch": key.stride(0), "key_head": key.stride(1),
-        "key_token": key.stride(2), "key_inner": key.stride(3), "value_batch": value.stride(0),
-        "value_head": value.stride(1), "value_token": value.stride(2), "value_inner": value.stride(3),
+        "query_batch": query.stride(0), "key_batch": key.stride(0), "value_batch": value.stride(0),
+        "query_head": query.stride(1) // aligned, "key_head": key.stride(1) // aligned,
+        "value_head": value.stride(1) // aligned, "query_token": query.stride(2) // aligned,
+        "key_token": key.stride(2) // aligned, "value_token": value.stride(2) // aligned,
+        "query_inner": query.stride(3), "key_inner": key.stride(3), "value_inner": value.stride(3),
         "LISTED": block_index is not None, "BLOCK": block if block_index is not None else 0,
-        "DEPTH": depth, "WIDTH": width, "ALIGNED": _alignment(query, key, value),
+        "DEPTH": depth, "WIDTH": width, "ALIGNED": aligned,
         "PRECISION": precision(query.dtype, device), "UPCAST": upcast(query.dtype, device),
-        "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": padded, "BLOCK_E": padded_width,
+        "BLOCK_M": tile.queries, "BLOCK_N": tile.keys, "BLOCK_D": padded, "BLOCK_E": padded_width,
     }  # fmt: skip
-    grid = ceil_div(queries, block_m) * heads * batch
+    grid = ceil_div(queries, tile.queries) * heads * batch
     launches.append(Launch(block_sparse_attention_kernel, grid, arguments, tile.warps, tile.stages))
     return launches
 
@@ -359,4 +359,5 @@ CASES = [
     _case((1, 8, 2048, 64), (256, 256), torch.float32),
     _case((1, 8, 4096, 128), (-1, 0), torch.bfloat16, slots=16, block=128),
     _case((1, 8, 4096, 64), (-1, -1), torch.float16, slots=8),
+    _case((1, 8, 4096, 128), (96, 96), torch.bfloat16),
 ]

@@ -6,27 +6,24 @@ a floor. Memory that torch.empty returns is poisoned, and operands lie in poison
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
-
-assert os.environ.get("TRITON_INTERPRET") == "1", "run tests/kernels/test_interpreter.py"
 
 import pytest
 import torch
 from torch import Tensor
 
 from laconic.backends import kernels
+from laconic.backends.kernels import launch
+from laconic.backends.kernels.linear_recurrence import plan_linear_recurrence
 from laconic.passes.ops.block_sparse import block_sparse_attention
 from laconic.passes.ops.int8 import int8_linear, quantize_rows
 from laconic.passes.ops.recurrence import linear_recurrence
 from laconic.passes.ops.selective_scan import selective_scan
 from laconic.passes.ops.tokens import bipartite_match
 
+assert launch.INTERPRETED, "run tests/kernels/test_interpreter.py"
 assert kernels.register()
-from laconic.backends.kernels import launch  # noqa: E402
-from laconic.backends.kernels.linear_recurrence import plan_linear_recurrence  # noqa: E402
-
 TRITON = torch.ops.laconic_triton
 FLOOR = 2e-6
 HALF, SINGLE, BRAIN, DOUBLE = torch.float16, torch.float32, torch.bfloat16, torch.float64
@@ -84,6 +81,14 @@ def test_quantize_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 def test_quantize_rows_of_a_tie_rounds_to_even() -> None:
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5]])
     assert TRITON.quantize_rows(x)[0].tolist() == [[127, 0, 2, 2, 0, -2, -126]]
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, BRAIN])
+def test_quantize_rows_rounds_ties_as_its_meaning_does(dtype: torch.dtype) -> None:
+    # Half-integers times a step: which side they fall on depends on the last bit of the factor.
+    x = ((torch.arange(-127, 128) - 0.5) * torch.linspace(0.5, 3, 40)[:, None]).to(dtype)
+    x[:, 0] = 127 * torch.linspace(0.5, 3, 40)
+    assert torch.equal(TRITON.quantize_rows(x)[0], quantize_rows.body(x)[0])
 
 
 def test_quantize_rows_without_a_finite_largest() -> None:

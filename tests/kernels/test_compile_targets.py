@@ -1,4 +1,4 @@
-"""Every kernel compiles for every target, without a GPU; on NVIDIA nothing spills, and shared memory fits everywhere."""
+"""Every kernel compiles for every target, without a GPU; nothing spills on NVIDIA, and shared memory fits."""
 
 from __future__ import annotations
 

@@ -163,8 +163,8 @@ def _rewrite(site: Linear) -> Rewrite:
 
 def pack_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """``weight [N, K]`` as int8 ``[N, K]`` and one float32 scale for each row ``[N]``."""
-    values, scale = quantize_rows.body(weight.detach())
-    return values.contiguous(), scale.squeeze(-1)
+    values, scale = quantize_rows(weight.detach())
+    return values, scale.squeeze(-1)
 
 
 def pack_columns(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,16 +19,20 @@ SMALLEST = 1e-30
 """Rows whose largest magnitude is below this become zeros: its reciprocal, times 127, still fits float32."""
 
 
-@operator(version=1)
+def _rows_shape(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+
+
+@operator(version=1, fake=_rows_shape)
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Round every row of ``x [..., K]`` to int8 on a grid of its own.
 
-    Returns ``values`` (int8, the shape of ``x``) and ``scale`` (float32, ``[..., 1]``) with ``x ~ values * scale`` and
-    an error of at most half a ``scale``. A row with a NaN or an infinity gets the scale NaN, so whatever is computed
+    Returns ``values`` (int8, the shape of ``x``) and ``scale`` (float32, ``[..., 1]``), both contiguous, with
+    ``x ~ values * scale`` and an error of at most half a ``scale``. A row with a NaN or an infinity gets the scale NaN, so whatever is computed
     from it shows; its values are unspecified. ``x`` is of any real floating type; K is at least 1 (``amax`` raises
     IndexError on an empty row).
     """
-    wide = x.to(torch.float32)
+    wide = x.to(torch.float32).contiguous()
     largest = wide.abs().amax(-1, keepdim=True)
     bounded = largest.clamp(min=SMALLEST)
     values = torch.round(wide * (LEVELS / bounded)).to(torch.int8)

@@ -168,7 +168,8 @@ class TestOperators:
 
     def test_contract_with_torch(self) -> None:
         x, weight = torch.randn(5, 33), torch.randn(17, 33)
-        torch.library.opcheck(quantize_rows.overload, (x,))
+        for layout in (x, x.t(), x[:, ::2]):
+            torch.library.opcheck(quantize_rows.overload, (layout,))
         args = (*quantize_rows(x), *pack_rows(weight), torch.randn(17), torch.float32)
         torch.library.opcheck(int8_linear.overload, args)
 
@@ -191,6 +192,18 @@ class TestRewrites:
         named = [getattr(node.target, "_opname", "") for node in graph.graph.nodes]
         assert named.count("int8_linear") == 4
         assert named.count("quantize_rows") == 2, "once for queries, keys and values, once for the output layer"
+
+    def test_results_read_elsewhere_are_not_shared(self, graphs: list[GraphModule]) -> None:
+        layer, x = nn.Linear(48, 48).eval(), torch.randn(9, 48)
+
+        def twice(x: Tensor) -> tuple[Tensor, Tensor]:
+            first, second = layer(x), layer(x)
+            return first.add_(1), second
+
+        with torch.no_grad():
+            first, second = compiled(twice)(x)
+            assert_close(first, layer(x) + 1)
+            assert_close(second, layer(x))
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
     def test_types(self, dtype: torch.dtype, graphs: list[GraphModule]) -> None:

@@ -16,19 +16,19 @@ from ..passes.ops.recurrence import linear_recurrence
 from ..passes.ops.selective_scan import selective_scan
 from ..patterns.reasons import Reason
 from .providers import provider
-from .recurrence_source import SOURCE
+from .recurrence_source import source
 
 _LIBRARY = torch.library.Library("laconic_cpu", "DEF")
-_NAMES = {torch.float32: "float32", torch.float64: "float64"}
+_NAMES = {torch.float32: "float", torch.float64: "double"}
 _NARROW = (torch.float16, torch.bfloat16)
 _SERIAL = 1 << 15
 """Elements below which starting threads costs more than it gives."""
 
 
 @functools.cache
-def _built() -> ctypes.CDLL:
-    """The compiled kernels; Inductor's cache keeps them on disk, keyed by source, flags and compiler."""
-    return CppCodeCache.load(SOURCE, extra_flags=("-ffp-contract=fast",))
+def _built(name: str, dtype: torch.dtype) -> ctypes.CDLL:
+    """One compiled kernel; Inductor's cache keeps it on disk, keyed by source, flags and compiler."""
+    return CppCodeCache.load(source(name, _NAMES[dtype]), extra_flags=("-ffp-contract=fast",))
 
 
 def _needs_compiler(*tensors: Tensor) -> Reason | None:
@@ -52,7 +52,7 @@ def _address(value: Tensor | None) -> ctypes.c_void_p:
 
 
 def _call(name: str, dtype: torch.dtype, tensors: tuple[Tensor | None, ...], numbers: tuple[int, ...]) -> None:
-    function = getattr(_built(), f"{name}_{_NAMES[dtype]}")
+    function = getattr(_built(name, dtype), name)
     function.restype = None
     function(*(_address(item) for item in tensors), *(ctypes.c_int64(number) for number in numbers))
 

@@ -1,12 +1,10 @@
 """C++ of the recurrences on CPU. Channels are spread over vector lanes and threads; time is a loop with the state in
 registers, so every operand is read once and only the result is written."""
 
-SOURCE = r"""
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <algorithm>
-#include <type_traits>
+COMMON = r"""
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
 
 namespace {
 
@@ -21,54 +19,20 @@ template <> struct Lanes<double> {
 };
 typedef int32_t Bits __attribute__((vector_size(64)));
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 template <typename T> using Vector = typename Lanes<T>::type;
 
-template <typename T> inline Vector<T> load(const T* p) { Vector<T> v; std::memcpy(&v, p, sizeof(v)); return v; }
-template <typename T> inline void store(T* p, Vector<T> v) { std::memcpy(p, &v, sizeof(v)); }
+template <typename T> inline Vector<T> load(const T* p) { Vector<T> v; memcpy(&v, p, sizeof(v)); return v; }
+template <typename T> inline void store(T* p, Vector<T> v) { memcpy(p, &v, sizeof(v)); }
 template <typename T> inline Vector<T> fill(T x) { return Vector<T>{} + x; }
-
-// exp with the argument reduced by multiples of ln 2 and a polynomial of degree 6, good to about two units in the last
-// place. Results below 2.5e-38 are zero, those above the largest float are infinite, NaN stays NaN.
-inline Vector<float> exponential(Vector<float> x) {
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    Vector<float> a = x > 88.72283f ? fill(88.72283f) : x;
-    a = a < -86.6f ? fill(-86.6f) : a;
-    Vector<float> shifted = a * 1.44269504088896341f + magic;
-    Vector<float> n = shifted - magic;
-    Vector<float> r = a - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    Vector<float> p = fill(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    Bits bits;
-    std::memcpy(&bits, &shifted, sizeof(bits));
-    bits = (bits - 0x4B400000 + 126) << 23;  // 2^(n - 1), so that n = 128 still has an exponent
-    Vector<float> scale;
-    std::memcpy(&scale, &bits, sizeof(scale));
-    Vector<float> y = p * scale * 2.0f;
-    y = x > 88.72283f ? fill(__builtin_inff()) : y;
-    return x < -86.6f ? Vector<float>{} : y;
-}
-
-inline Vector<double> exponential(Vector<double> x) {
-    Vector<double> y;
-    for (int i = 0; i < 8; i++) y[i] = std::exp(x[i]);
-    return y;
-}
-
-// Strides of one operand, in elements: outer, time, inner.
-struct Strides { int64_t outer, time, inner; };
 
 template <typename T> inline Vector<T> gather(const T* p, int64_t stride, int64_t count) {
     constexpr int lanes = Lanes<T>::count;
     if (stride == 1 && count >= lanes) return load<T>(p);
     if (stride == 0) return fill<T>(*p);
     Vector<T> v{};
-    int64_t n = std::min<int64_t>(count, lanes);
+    int64_t n = smaller(count, lanes);
     for (int64_t i = 0; i < n; i++) v[i] = p[i * stride];
     return v;
 }
@@ -76,9 +40,16 @@ template <typename T> inline Vector<T> gather(const T* p, int64_t stride, int64_
 template <typename T> inline void scatter(T* p, int64_t stride, int64_t count, Vector<T> v) {
     constexpr int lanes = Lanes<T>::count;
     if (stride == 1 && count >= lanes) { store<T>(p, v); return; }
-    int64_t n = std::min<int64_t>(count, lanes);
+    int64_t n = smaller(count, lanes);
     for (int64_t i = 0; i < n; i++) p[i * stride] = v[i];
 }
+}  // namespace
+"""
+
+LINEAR_RECURRENCE = r"""
+namespace {
+// Strides of one operand, in elements: outer, time, inner.
+struct Strides { int64_t outer, time, inner; };
 
 template <typename T>
 void recurrence(const T* decay, const T* input, const T* initial, T* out, int64_t outer, int64_t length, int64_t inner,
@@ -90,7 +61,7 @@ void recurrence(const T* decay, const T* input, const T* initial, T* out, int64_
     #pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < outer; i++)
         for (int64_t j = 0; j < blocks; j++) {
-            int64_t first = j * block, count = std::min(block, inner - first);
+            int64_t first = j * block, count = smaller(block, inner - first);
             int used = int((count + lanes - 1) / lanes);
             Vector<T> h[width];
             for (int k = 0; k < used; k++)
@@ -124,6 +95,53 @@ void recurrence(const T* decay, const T* input, const T* initial, T* out, int64_
             }
         }
 }
+}  // namespace
+
+extern "C" void linear_recurrence(const TYPE* decay, const TYPE* input, const TYPE* initial, TYPE* out,
+        int64_t outer, int64_t length, int64_t inner, int64_t d0, int64_t d1, int64_t d2, int64_t x0, int64_t x1,
+        int64_t x2, int64_t o0, int64_t o1, int64_t o2, int64_t reverse, int64_t threads) {
+    recurrence<TYPE>(decay, input, initial, out, outer, length, inner, {d0, d1, d2}, {x0, x1, x2}, {o0, o1, o2},
+                     reverse, threads);
+}
+"""
+
+SELECTIVE_SCAN = r"""
+namespace {
+// exp with the argument reduced by multiples of ln 2 and a polynomial of degree 6, good to about two units in the last
+// place. Results below 2.5e-38 are zero, those above the largest float are infinite, NaN stays NaN.
+inline Vector<float> exponential(Vector<float> x) {
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    Vector<float> a = x > 88.72283f ? fill(88.72283f) : x;
+    a = a < -86.6f ? fill(-86.6f) : a;
+    Vector<float> shifted = a * 1.44269504088896341f + magic;
+    Vector<float> n = shifted - magic;
+    Vector<float> r = a - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    Vector<float> p = fill(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    Bits bits;
+    memcpy(&bits, &shifted, sizeof(bits));
+    bits = (bits - 0x4B400000 + 126) << 23;  // 2^(n - 1), so that n = 128 still has an exponent
+    Vector<float> scale;
+    memcpy(&scale, &bits, sizeof(scale));
+    Vector<float> y = p * scale * 2.0f;
+    y = x > 88.72283f ? fill(__builtin_inff()) : y;
+    return x < -86.6f ? Vector<float>{} : y;
+}
+
+inline Vector<double> exponential(Vector<double> x) {
+    Vector<double> y;
+    for (int i = 0; i < 8; i++) y[i] = exp(x[i]);
+    return y;
+}
+
+struct First { static constexpr bool value = true; };
+struct Later { static constexpr bool value = false; };
 
 // One block of lanes (channels) and K states of each, over all of time. rates: [K][lanes].
 template <typename T, int K>
@@ -147,19 +165,19 @@ inline void selective(const T* delta, const T* input, const T* expand, const T* 
         }
         scatter<T>(out + t * channels, 1, count, y);
     };
-    if (length > 0) step(0, std::true_type{});
-    for (int64_t t = 1; t < length; t++) step(t, std::false_type{});
+    if (length > 0) step(0, First{});
+    for (int64_t t = 1; t < length; t++) step(t, Later{});
 }
 
 template <typename T>
-void selective_scan(const T* delta, const T* rate, const T* input, const T* expand, const T* read, T* out,
+void scan_selectively(const T* delta, const T* rate, const T* input, const T* expand, const T* read, T* out,
                     int64_t batch, int64_t length, int64_t channels, int64_t states, int64_t threads) {
     constexpr int lanes = Lanes<T>::count;
     int64_t blocks = (channels + lanes - 1) / lanes;
     #pragma omp parallel for collapse(2) num_threads(threads) if (threads > 1)
     for (int64_t b = 0; b < batch; b++)
         for (int64_t j = 0; j < blocks; j++) {
-            int64_t first = j * lanes, count = std::min<int64_t>(lanes, channels - first);
+            int64_t first = j * lanes, count = smaller(lanes, channels - first);
             int64_t at = b * length * channels + first;
             const T* dp = delta + at;
             const T* xp = input + at;
@@ -182,21 +200,18 @@ void selective_scan(const T* delta, const T* rate, const T* input, const T* expa
             }
         }
 }
-
 }  // namespace
 
-#define EXPORT(NAME, T)                                                                                               \
-    extern "C" void linear_recurrence_##NAME(const T* decay, const T* input, const T* initial, T* out,                \
-            int64_t outer, int64_t length, int64_t inner, int64_t d0, int64_t d1, int64_t d2, int64_t x0, int64_t x1, \
-            int64_t x2, int64_t o0, int64_t o1, int64_t o2, int64_t reverse, int64_t threads) {                       \
-        recurrence<T>(decay, input, initial, out, outer, length, inner, {d0, d1, d2}, {x0, x1, x2}, {o0, o1, o2},     \
-                      reverse, threads);                                                                              \
-    }                                                                                                                 \
-    extern "C" void selective_scan_##NAME(const T* delta, const T* rate, const T* input, const T* expand,             \
-            const T* read, T* out, int64_t batch, int64_t length, int64_t channels, int64_t states, int64_t threads) {\
-        selective_scan<T>(delta, rate, input, expand, read, out, batch, length, channels, states, threads);           \
-    }
-
-EXPORT(float32, float)
-EXPORT(float64, double)
+extern "C" void selective_scan(const TYPE* delta, const TYPE* rate, const TYPE* input, const TYPE* expand,
+        const TYPE* read, TYPE* out, int64_t batch, int64_t length, int64_t channels, int64_t states,
+        int64_t threads) {
+    scan_selectively<TYPE>(delta, rate, input, expand, read, out, batch, length, channels, states, threads);
+}
 """
+
+SOURCES = {"linear_recurrence": LINEAR_RECURRENCE, "selective_scan": SELECTIVE_SCAN}
+
+
+def source(name: str, element: str) -> str:
+    """One kernel for one element type (``float`` or ``double``): a file is built when it is first needed."""
+    return f"{COMMON}{SOURCES[name]}".replace("TYPE", element)

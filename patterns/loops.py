@@ -158,6 +158,7 @@ class _Builder:
         program.output(tuple(results))
         program.eliminate_dead_code()
         module = GraphModule(torch.nn.Module(), program)
+        module.meta["laconic.time"] = {leaf.source: leaf.dim for leaf in lifter.leaves}
         module.meta["laconic.state"] = self.steps[0].state.meta["val"]
         sources = {copy: node for node, copy in lifter.placeholders.items()}
         inputs = tuple(sources[node] for node in program.find_nodes(op="placeholder"))

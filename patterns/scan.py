@@ -81,7 +81,9 @@ def prove_scan(site: Scan | SelectiveScan, order: dict[Node, int] | None = None)
 
 
 def _trial(site: Scan | SelectiveScan, program: GraphModule, order: dict[Node, int]) -> Reason | None:
-    region = Region(order, site.inputs, site.outputs, {site.length, site.length + 1})
+    region = Region(
+        order, site.inputs, site.outputs, {site.length, site.length + 1}, program.meta.get("laconic.time", {})
+    )
     names = tuple(node.name for node in site.outputs)
     failure: Any = None
     for shrunk in (True, False):

@@ -181,6 +181,7 @@ def _site(decay: Node, input: Node, dim: int, region: dict[Node, None], order: d
     program.output((program.call_function(aten.movedim.int, (states, 0, dim)),))
     interior = subgraph((output,), {decay, input}) | _dead_beside(region, output)
     module = GraphModule(torch.nn.Module(), program)
+    module.meta["laconic.time"] = {decay: dim, input: dim}
     module.meta["laconic.state"] = output.meta["val"].select(dim, 0)
     return Scan(
         id="",
@@ -205,7 +206,7 @@ def _first_equal(decay: Node, input: Node, dim: int, candidates: list[Node], ord
         return None
     length = int(input.meta["val"].shape[dim])
     times = {size + offset for size in _halves(length) for offset in (-1, 0, 1)} | {2 * length, 2 * length + 2}
-    run = Region(order, (decay, input), candidates, times)
+    run = Region(order, (decay, input), candidates, times, {decay: dim, input: dim})
     for shrunk in (True, False):
         generator = torch.Generator().manual_seed(length)
         try:

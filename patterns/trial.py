@@ -21,18 +21,26 @@ class Region:
     """The nodes from ``inputs`` to ``outputs``, to be run on other sizes and in float64.
 
     ``inputs`` become all that the region reads: those given, then placeholders and constants met on the way.
-    ``keep`` are the sizes with a meaning of their own (time). Every other size above 8 is replaced by a small prime,
-    equal ones by the same; a region whose views do not survive that runs at its own sizes.
+    ``time`` is the axis of an input that must keep its size; every other axis longer than 8 gets a small prime for
+    its size, equal ones the same. Sizes written in the region follow, except those in ``keep``, which may be lengths of
+    time. A region whose views do not survive that runs at its own sizes.
     """
 
     def __init__(
-        self, order: Mapping[Node, int], inputs: Sequence[Node], outputs: Sequence[Node], keep: Collection[int]
+        self,
+        order: Mapping[Node, int],
+        inputs: Sequence[Node],
+        outputs: Sequence[Node],
+        keep: Collection[int],
+        time: Mapping[Node, int],
     ) -> None:
+        self.time = time
+        self.keep = keep
         self.outputs = tuple(outputs)
         inside = sorted(subgraph(outputs, set(inputs)), key=order.__getitem__)
         self.nodes = [node for node in inside if node.op == "call_function"]
         self.inputs = (*dict.fromkeys(inputs), *(node for node in inside if node.op != "call_function"))
-        self.sizes = _shrunk(self.inputs, keep)
+        self.sizes = _shrunk(self.inputs, keep, time)
 
     def samples(self, generator: torch.Generator, *, shrunk: bool, unit: Collection[Node] = ()) -> dict[Node, Any]:
         """Random values of the inputs (and of placeholders read in between); those in ``unit`` are near 1 in size."""
@@ -41,7 +49,11 @@ class Region:
         for node in self.inputs:
             value = node.meta["val"]
             if isinstance(value, Tensor):
-                shape = [sizes.get(_hint(size), _hint(size)) for size in value.shape]
+                lengths = [_hint(size) for size in value.shape]
+                shape = [
+                    length if axis == self.time.get(node) else sizes.get(length, length)
+                    for axis, length in enumerate(lengths)
+                ]
                 values[node] = sample(shape, generator, unit=node in unit)
             else:
                 values[node] = sizes.get(_hint(value), _hint(value))
@@ -50,7 +62,7 @@ class Region:
     def run(self, values: Mapping[Node, Any], *, shrunk: bool) -> dict[Node, Any]:
         """Every value of the region. Raises whatever the operators raise on these shapes."""
         env: dict[Node, Any] = dict(values)
-        sizes = self.sizes if shrunk else {}
+        sizes = {size: small for size, small in self.sizes.items() if size not in self.keep} if shrunk else {}
         total = 0
         for node in self.nodes:
             args, kwargs = doubled(node.args), doubled(node.kwargs)
@@ -99,14 +111,13 @@ def agree(a: Any, b: Any) -> bool:
     return bool(((a - b).abs() <= 1e-9 * scale).all())
 
 
-def _shrunk(nodes: Iterable[Node], keep: Collection[int]) -> dict[int, int]:
-    found: dict[int, int] = {}
+def _shrunk(nodes: Iterable[Node], keep: Collection[int], time: Mapping[Node, int]) -> dict[int, int]:
+    found: set[int] = set()
     for node in nodes:
         value = node.meta.get("val")
-        for size in value.shape if isinstance(value, Tensor) else ():
-            hint = _hint(size)
-            if hint > 8 and hint not in keep and hint not in found and len(found) < len(_PRIMES):
-                found[hint] = 0
+        for axis, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if _hint(size) > 8 and axis != time.get(node) and (node in time or _hint(size) not in keep):
+                found.add(_hint(size))
     primes = [prime for prime in _PRIMES if prime not in keep]
     return {size: min(size, prime) for size, prime in zip(sorted(found), primes, strict=False)}
 

@@ -34,7 +34,7 @@ def compile_graph(module: GraphModule, inputs: Sequence[Any], options: Options) 
     patches[_SLOT] = Fingerprint(installed, [f"{node.target}={row.name}" for node, row in chosen.items()])
     table: dict[Any, Callable[..., Any]] | None = None
     if chosen:
-        table = {**select_decomp_table(), **providers.decompositions()}
+        table = providers.decompositions(select_decomp_table())
     compiled = compile_fx(module, list(inputs), config_patches=patches, decompositions=table)
     if not callable(compiled):
         raise UserError("Inductor was told to build an ahead-of-time package; use torch.export for that")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,18 @@ def chosen(module: GraphModule) -> dict[Node, Provider]:
     return rows
 
 
-def decompositions() -> dict[Any, Callable[..., Any]]:
-    """A decomposition table that replaces every ``laconic::`` operator by its chosen provider, forward and backward."""
+class DecompositionTable(dict[Any, Callable[..., Any]]):
+    """A table that Inductor's cache key passes over: our functions cannot be pickled, and a key without them is right.
+
+    What they compute is in the key already, as the digest of our sources and the chosen providers (:mod:`.fingerprint`).
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[type[dict[Any, Any]], tuple[()]]:
+        return dict, ()
+
+
+def decompositions(base: Mapping[Any, Callable[..., Any]]) -> DecompositionTable:
+    """``base``, with every ``laconic::`` operator replaced by its chosen provider, forward and backward."""
 
     def lower(op: Operator) -> Callable[..., Any]:
         def lowered(*args: Any, **kwargs: Any) -> Any:
@@ -86,4 +96,4 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
 
         return lowered
 
-    return {op.overload: lower(op) for op in OPERATORS.values()}
+    return DecompositionTable({**base, **{op.overload: lower(op) for op in OPERATORS.values()}})

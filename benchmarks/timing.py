@@ -73,9 +73,8 @@ def show(title: str, timings: Mapping[str, Timing], *, baseline: str) -> None:
     """One line per variant: milliseconds, ratio to the baseline, and how many times faster that is."""
     print(f"{title}  (load {os.getloadavg()[0]:.2f}, {torch.get_num_threads()} threads)")
     for name, timing in timings.items():
-        print(
-            f"  {name:<32}{timing.seconds * 1e3:10.2f} ms   {timing.ratio:6.3f} of {baseline}   {1 / timing.ratio:5.2f}x"
-        )
+        milliseconds, faster = timing.seconds * 1e3, 1 / timing.ratio
+        print(f"  {name:<32}{milliseconds:10.2f} ms   {timing.ratio:6.3f} of {baseline}   {faster:5.2f}x")
 
 
 def save(path: str | None, name: str, figures: Mapping[str, Any]) -> None:

@@ -111,5 +111,7 @@ def _carry_over(source: GraphModule, target: GraphModule, fakes: Sequence[Any]) 
     if hasattr(source, "_param_name_to_source"):
         # AOTAutograd wants a source for every tensor the module holds; constants met by the retrace have none.
         held = [name for name, _ in (*target.named_parameters(), *target.named_buffers())]
-        known = dict(source._param_name_to_source)
-        target._param_name_to_source = {name: known.get(name, ConstantSource(f"laconic_{name}")) for name in held}
+        recorded: Any = source._param_name_to_source
+        known: dict[str, Any] = dict(recorded)
+        kept: Any = {name: known.get(name, ConstantSource(f"laconic_{name}")) for name in held}
+        target._param_name_to_source = kept

@@ -275,7 +275,7 @@ class Scan(Site):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SelectiveScan(Site):
-    """``y_t = sum_n read_tn h_tn`` with ``h_t = exp(delta_t rate) h_{t-1} + input_t expand_t``: states read, never kept.
+    """``y_t = sum_n read_tn h_tn``, ``h_t = exp(delta_t rate) h_{t-1} + input_t expand_t``: states read, never kept.
 
     ``recurrence`` is the node that computes the states now. Each field holds the factors of one operand; ``program`` is
     the exact meaning, from ``inputs`` to ``outputs``, and calls :func:`laconic.patterns.recurrence.selective` once.

@@ -28,9 +28,9 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Round every row of ``x [..., K]`` to int8 on a grid of its own.
 
     Returns ``values`` (int8, the shape of ``x``) and ``scale`` (float32, ``[..., 1]``), both contiguous, with
-    ``x ~ values * scale`` and an error of at most half a ``scale``. A row with a NaN or an infinity gets the scale NaN, so whatever is computed
-    from it shows; its values are unspecified. ``x`` is of any real floating type; K is at least 1 (``amax`` raises
-    IndexError on an empty row).
+    ``x ~ values * scale`` and an error of at most half a ``scale``. A row with a NaN or an infinity gets the scale NaN,
+    so whatever is computed from it shows; its values are unspecified. ``x`` is of any real floating type; K is at least
+    1 (``amax`` raises IndexError on an empty row).
     """
     wide = x.to(torch.float32).contiguous()
     largest = wide.abs().amax(-1, keepdim=True)

@@ -271,7 +271,7 @@ def test_offsets_are_far_beyond_32_bits() -> None:
 def test_gradients_run_the_kernels_too() -> None:
     from laconic.backends import providers
 
-    table = providers.decompositions()
+    table = providers.decompositions({})
     lowered = table[torch.ops.laconic.linear_recurrence.default]
     decay, input = torch.rand(2, 9, 3), torch.randn(2, 9, 3)
     torch.testing.assert_close(

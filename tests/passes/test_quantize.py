@@ -102,7 +102,11 @@ class TestOperators:
         for got, want in zip(pack_columns(weight), pack_rows(weight.t().contiguous()), strict=True):
             assert torch.equal(got, want) and got.is_contiguous()
 
-    @pytest.mark.parametrize("quantized", [quantize_rows.body, int8_cpu.quantize_stored_rows, "inductor"], ids=str)
+    @pytest.mark.parametrize(
+        "quantized",
+        [quantize_rows.body, int8_cpu.quantize_stored_rows, "inductor"],
+        ids=["definition", "stored", "inductor"],
+    )
     def test_rows_of_zeros_and_of_not_numbers(self, quantized: Any) -> None:
         if quantized == "inductor":
             quantized = torch.compile(int8_cpu.quantize_stored_rows)

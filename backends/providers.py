@@ -80,7 +80,7 @@ def chosen(module: GraphModule) -> dict[Node, Provider]:
 class DecompositionTable(dict[Any, Callable[..., Any]]):
     """A table that Inductor's cache key passes over: our functions cannot be pickled, and a key without them is right.
 
-    What they compute is in the key already, as the digest of our sources and the chosen providers (:mod:`.fingerprint`).
+    What they compute is in the key already: the digest of our sources and the chosen providers (:mod:`.fingerprint`).
     """
 
     def __reduce_ex__(self, protocol: Any) -> tuple[type[dict[Any, Any]], tuple[()]]:

@@ -1,4 +1,4 @@
-"""Import ``laconic`` from the checkout this file lies in, installed or not, whatever the folder is called."""
+"""Import ``laconic`` and ``tests`` from the checkout this file lies in, installed or not, whatever its name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def use_checkout() -> None:
     """Make ``import laconic`` mean this checkout. The repository root is the package: no search path says so."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
     if "laconic" in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(

@@ -9,16 +9,12 @@ is more, and linear in the number of layers. Each compile is cold: fresh cache f
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import timing
 import torch
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def stack(depth: int) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
@@ -57,7 +53,6 @@ def main() -> None:
     parser.add_argument("--depths", nargs="*", type=int, default=[2, 8, 32])
     parser.add_argument("--json")
     options = parser.parse_args()
-    import tests.conftest  # noqa: F401  (lets torchvision be imported without its operators)
     from tests.models.builders import BUILDERS
 
     figures: dict[str, dict[str, float]] = {}

@@ -28,6 +28,8 @@ from typing import Any
 import timing
 import torch
 
+from tests.models.timm_support import declare_torchvision_operators
+
 PROMISED = (("loop", 64), ("associative", 256), ("loop", 256))
 LONGEST_LOOP = 128
 """Steps of the loop spelling up to which torch.compile alone is measured."""
@@ -35,9 +37,9 @@ LONGEST_LOOP = 128
 
 def build(spelling: str, length: int) -> tuple[torch.nn.Module, torch.Tensor]:
     """The model and its tokens; equal in every process."""
+    # transformers imports torchvision, whose wheel may come without its operators.
+    declare_torchvision_operators()
     from transformers import MambaConfig, MambaModel
-
-    import tests.conftest  # noqa: F401  (lets torchvision be imported without its operators)
 
     torch.manual_seed(0)
     config = MambaConfig(

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import _checkout  # noqa: F401  (benchmarks measure the checkout they lie in)
 import torch
 
 # A benchmark runs from the checkout it lies in, installed or not.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ _HOME = {
     "scan": "passes",
     "selective_scan": "passes",
     "sparse_attention": "passes",
+    "unroll_convolution": "passes",
 }
 
 __all__ = [
@@ -61,13 +62,24 @@ __all__ = [
     "selective_scan",
     "session",
     "sparse_attention",
+    "unroll_convolution",
 ]
 
 if TYPE_CHECKING:
     from .backends.entry import Backend
     from .backends.explain import explain, report
     from .backends.session import session
-    from .passes import cache, disable, graph_pass, merge_tokens, quantize, scan, selective_scan, sparse_attention
+    from .passes import (
+        cache,
+        disable,
+        graph_pass,
+        merge_tokens,
+        quantize,
+        scan,
+        selective_scan,
+        sparse_attention,
+        unroll_convolution,
+    )
     from .passes.base import Pass, PlanContext, Policy, UserError
     from .passes.dialect import operator
     from .passes.plan import Fidelity, Plan, Rewrite

@@ -10,10 +10,12 @@ from .merge_tokens import merge_tokens
 from .quantize import quantize
 from .scan import scan, selective_scan
 from .sparse_attention import sparse_attention
+from .unroll_convolution import unroll_convolution
 
 ORDER: list[str] = [
     "scan",  # collapses unrolled loops, so everything after it sees a small graph
     "selective_scan",  # recurrences that scan left, with what makes their operands and reads their states
+    "unroll_convolution",  # short depthwise convolutions, which stand beside recurrences
     "merge_tokens",  # changes token counts: before attention and linears are specialised to them
     "sparse_attention",
     "quantize",  # linears that the passes above left or introduced
@@ -21,7 +23,7 @@ ORDER: list[str] = [
 ]
 """The order in which passes see a graph, whatever the order in the user's list."""
 
-DEFAULTS: tuple[Pass, ...] = (scan(), selective_scan())
+DEFAULTS: tuple[Pass, ...] = (scan(), selective_scan(), unroll_convolution())
 """On without being asked for: exact up to rounding, and faster wherever they apply."""
 
 
@@ -72,4 +74,5 @@ __all__ = [
     "scan",
     "selective_scan",
     "sparse_attention",
+    "unroll_convolution",
 ]

@@ -1,7 +1,7 @@
-"""Cut a graph at its cached regions and run the compiled pieces from the host.
+"""Compile the parts of a cut graph and run them from the host.
 
-A region becomes a piece of its own; what lies before, between and after regions becomes pieces too. Every piece is an
-ordinary graph with a tuple output, compiled like a whole one.
+Every part is an ordinary graph with a tuple output, compiled like a whole one; parts that compute the same from other
+values are compiled once and called for each. What a cached region computes may be skipped.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..passes.base import FACTORIES, Pass
-from ..passes.plan import CachedRegion
-from ..passes.report import GraphReport, RewriteRecord
-from ..passes.reuse import CachePolicy
+from ..passes.plan import CachedRegion, Cut
+from ..passes.preconditions import differentiated
+from ..passes.report import GraphReport
 from ..patterns.graph import NormalGraph
 from ..patterns.reasons import Reason
-from .controller import Controller
+from .controller import Controller, Desk, Turn, control
+from .cutting import Part, cut
+from .distinct import key_of
 
 CompilePiece = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
 
 
 @dataclass(eq=False)
-class Piece:
-    """Nodes that run together. ``inputs`` and ``outputs`` are nodes of the graph that was cut."""
+class Pieces:
+    """The callable of a cut graph, how many pieces it runs and how many of them were compiled."""
 
-    nodes: list[Node] = field(default_factory=list)
-    inputs: list[Node] = field(default_factory=list)
-    outputs: list[Node] = field(default_factory=list)
-    region: CachedRegion | None = None
+    run: Callable[..., Any]
+    count: int
+    compiled: int
 
 
 def compile_pieces(
@@ -42,42 +42,94 @@ def compile_pieces(
     compile_piece: CompilePiece,
     report: GraphReport,
     error_budget: float | None = None,
-) -> Callable[..., Any]:
+    cuts: Sequence[Cut] = (),
+    share: bool = False,
+) -> Pieces:
     """The callable of a graph whose ``regions`` are decided on the host; it returns the graph's outputs as a tuple.
 
-    ``inputs`` are the example inputs by position; nothing of them is kept. Regions that cannot be run one after another
-    are given up together, with a line in the report. Raises what ``compile_piece`` raises.
+    ``inputs`` are the example inputs by position; nothing of them is kept. ``cuts`` are further places to cut. With
+    ``share`` equal pieces are compiled once. A region that cannot be cut out is given up, with a line in the report.
+    Raises what ``compile_piece`` raises.
     """
-    try:
-        pieces = cut(graph, regions)
-    except ValueError as error:
-        report.refuse(Reason("rolled-back", f"the graph cannot be cut at its cached regions: {error}"))
-        return compile_piece(graph.module, inputs)
-    values: dict[Node, Any] = dict(zip(graph.placeholders, inputs, strict=True))
+    cutting = cut(graph, regions, cuts)
+    for item, text in cutting.refused:
+        if isinstance(item, CachedRegion):
+            site = item.site.id if item.site is not None else ""
+            report.refuse(Reason("rolled-back", f"the graph cannot be cut at a cached region: {text}"), site=site)
     slots: dict[Node, int] = {node: index for index, node in enumerate(graph.placeholders)}
-    position = dict(slots)
-    stages: list[Stage] = []
-    for piece in pieces:
-        # Inductor keeps the strides of a graph's outputs, so the next piece meets the values as they were traced.
-        examples = [values.get(node, node.meta["val"]) for node in piece.inputs]
-        compiled = compile_piece(extract(graph, piece), examples)
-        for node in piece.outputs:
-            slots.setdefault(node, len(slots))
-        controller = None
-        if piece.region is not None:
-            number = sum(stage.controller is not None for stage in stages)
-            controller = _controller(graph, piece.region, number, position, report, error_budget)
-        stages.append(
-            Stage(
-                compiled,
-                tuple(slots[node] for node in piece.inputs),
-                tuple(slots[node] for node in piece.outputs),
-                controller,
-                tuple(slots[node] for node in piece.region.entries) if piece.region is not None else (),
-            )
-        )
+    if len(cutting.parts) == 1 and not cutting.parts[0].parts and cutting.parts[0].region is None:
+        return Pieces(compile_piece(graph.module, inputs), 1, 1)
+    builder = _Builder(graph, dict(zip(graph.placeholders, inputs, strict=True)), compile_piece, slots, share)
+    builder.desk = Desk.of(graph, report)
+    stages = builder.stages(cutting.parts, report, error_budget)
     template = [slots[value] if isinstance(value, Node) else Constant(value) for value in _results(graph)]
-    return Runner(stages, len(slots), template)
+    return Pieces(Runner(stages, len(slots), template, builder.desk), builder.count, builder.compiled)
+
+
+@dataclass(eq=False)
+class _Builder:
+    """Compiles parts and gives every value that crosses a border a slot."""
+
+    graph: NormalGraph
+    values: dict[Node, Any]
+    compile_piece: CompilePiece
+    slots: dict[Node, int]
+    share: bool
+    desk: Desk | None = None
+    count: int = 0
+    compiled: int = 0
+    known: dict[Any, Callable[..., Any]] = field(default_factory=dict)
+
+    def stages(self, parts: Sequence[Part], report: GraphReport, error_budget: float | None) -> list[Stage]:
+        """The stages of ``parts``, those inside first."""
+        made = []
+        for part in parts:
+            compiled = None if part.parts else self._compiled(part)
+            inner = self.stages(part.parts, report, error_budget)
+            writes = part.outputs
+            controller: Controller | None = None
+            entries: tuple[Node, ...] = ()
+            if part.region is not None and self.desk is not None:
+                controller = control(self.desk, part.region, report, error_budget)
+                entries = part.region.entries
+                writes = list(part.region.exits)
+            made.append(Stage(compiled, self._numbers(part.inputs), self._numbers(writes), inner, controller))
+            made[-1].entries = self._numbers(entries)
+        return made
+
+    def _numbers(self, nodes: Sequence[Node]) -> tuple[int, ...]:
+        return tuple(self.slots.setdefault(node, len(self.slots)) for node in nodes)
+
+    def _compiled(self, part: Part) -> Callable[..., Any]:
+        self.count += 1
+        if part.region is not None:
+            # The host wants the exits, in the region's order.
+            part.outputs = list(part.region.exits)
+        examples = [self._example(node) for node in part.inputs]
+        key = key_of(self.graph, part, examples) if self.share else None
+        known = self.known.get(key) if key is not None else None
+        if known is None:
+            self.compiled += 1
+            known = self.compile_piece(extract(self.graph, part), examples)
+            if key is not None:
+                self.known[key] = known
+        return known
+
+    def _example(self, node: Node) -> Any:
+        """What a piece is compiled with: the graph's own inputs, and computed values as they were traced.
+
+        Inductor keeps the strides of a graph's outputs, so the next piece meets them so. The retrace detached them:
+        whether they carry a gradient is said by the dataflow.
+        """
+        if node in self.values:
+            return self.values[node]
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor) or node not in differentiated(self.graph):
+            return value
+        if not value.dtype.is_floating_point and not value.dtype.is_complex:
+            return value
+        with self.graph.fake_mode:
+            return value.detach().requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -89,127 +141,95 @@ class Constant:
 
 @dataclass(eq=False)
 class Stage:
-    """A compiled piece with the slots it reads and writes."""
+    """A compiled piece, or stages run one after another, with the slots it reads and writes.
 
-    compiled: Callable[..., Any]
+    ``controller`` decides whether it runs at all, seeing the values in ``entries``; ``done`` are the slots nothing
+    reads afterwards.
+    """
+
+    compiled: Callable[..., Any] | None
     reads: tuple[int, ...]
     writes: tuple[int, ...]
-    controller: Controller | None
-    entries: tuple[int, ...]
+    inner: list[Stage]
+    controller: Controller | None = None
+    entries: tuple[int, ...] = ()
+    done: tuple[int, ...] = ()
 
-    def run(self, slots: Sequence[Any]) -> Sequence[Any]:
-        """The piece's outputs."""
-        return self.compiled(*[slots[slot] for slot in self.reads])
+    def run(self, slots: list[Any], turn: Turn | None) -> Sequence[Any]:
+        """Compute the values of ``writes``."""
+        if self.compiled is not None:
+            results: Sequence[Any] = self.compiled(*[slots[slot] for slot in self.reads])
+            return results
+        _run(self.inner, slots, turn)
+        return [slots[slot] for slot in self.writes]
+
+
+def _run(stages: Sequence[Stage], slots: list[Any], turn: Turn | None) -> None:
+    for stage in stages:
+        if turn is None or stage.controller is None:
+            results = stage.run(slots, turn)
+        else:
+            entries = [slots[slot] for slot in stage.entries]
+            results = stage.controller(turn, entries, functools.partial(stage.run, slots, turn))
+        for slot, value in zip(stage.writes, results, strict=True):
+            slots[slot] = value
+        for slot in stage.done:
+            slots[slot] = None
 
 
 class Runner:
     """Runs the stages in order over a list of slots; the first slots are the graph's inputs."""
 
-    def __init__(self, stages: Sequence[Stage], size: int, template: Sequence[int | Constant]) -> None:
+    def __init__(self, stages: Sequence[Stage], size: int, template: Sequence[int | Constant], desk: Desk | None):
         self.stages = list(stages)
         self.size = size
         self.template = list(template)
-        last_use = {slot: index for index, stage in enumerate(stages) for slot in (*stage.reads, *stage.entries)}
-        kept = {item for item in self.template if isinstance(item, int)}
-        # A value's memory is given back after its last reader, as inside one compiled graph.
-        self.free_after: list[list[int]] = [[] for _ in self.stages]
-        for slot, index in last_use.items():
-            if slot not in kept:
-                self.free_after[index].append(slot)
+        self.desk = desk if desk is not None and desk.controllers else None
+        _free(self.stages, {item for item in self.template if isinstance(item, int)})
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         slots: list[Any] = [*args, *[None] * (self.size - len(args))]
-        for stage, done in zip(self.stages, self.free_after, strict=True):
-            if stage.controller is None:
-                results = stage.run(slots)
-            else:
-                results = stage.controller(
-                    args, [slots[slot] for slot in stage.entries], functools.partial(stage.run, slots)
-                )
-            for slot, value in zip(stage.writes, results, strict=True):
-                slots[slot] = value
-            for slot in done:
-                slots[slot] = None
+        if self.desk is None:
+            _run(self.stages, slots, None)
+        else:
+            with self.desk.turn(args) as turn:
+                _run(self.stages, slots, turn)
         return tuple(item.value if isinstance(item, Constant) else slots[item] for item in self.template)
 
 
-def cut(graph: NormalGraph, regions: Sequence[CachedRegion]) -> list[Piece]:
-    """The pieces of a graph, in an order in which they can run.
+def _free(stages: Sequence[Stage], kept: set[int]) -> set[int]:
+    """Set where each slot is done with: memory is given back after the last reader, as in one compiled graph.
 
-    Every node goes into the earliest piece that may hold it: a region's own piece, or the piece after the latest region
-    it depends on. Constants are copied into each piece that reads them and belong to none.
+    ``kept`` are slots that are read after these stages. Returns every slot the stages touch.
     """
-    owner: dict[Node, int] = {}
-    for index, region in enumerate(regions):
-        for node in region_nodes(graph, region):
-            if node in owner:
-                raise ValueError(f"two cached regions both compute {node.name}")
-            owner[node] = 2 * index + 1
-    place: dict[Node, int] = {}
-    for node in graph.module.graph.nodes:
-        if node.op in ("placeholder", "get_attr", "output"):
-            continue
-        earliest = max((place.get(operand, 0) for operand in node.all_input_nodes), default=0)
-        wanted = owner.get(node)
-        if wanted is None:
-            # After a region's piece (odd) comes the plain piece behind it.
-            place[node] = earliest + earliest % 2
-        elif earliest > wanted:
-            raise ValueError(f"{node.name} of a cached region needs a result that is computed after the region")
-        else:
-            place[node] = wanted
-    pieces = {
-        number: Piece(region=regions[number // 2] if number % 2 else None) for number in sorted({*place.values()})
-    }
-    for node, number in place.items():
-        pieces[number].nodes.append(node)
-    results = {value for value in _results(graph) if isinstance(value, Node)}
-    for number, piece in pieces.items():
-        own = set(piece.nodes)
-        reads = {operand for node in piece.nodes for operand in node.all_input_nodes if operand not in own}
-        reads |= _symbol_inputs(graph, piece, reads)
-        piece.inputs = [node for node in graph.module.graph.nodes if node in reads and node.op != "get_attr"]
-        if piece.region is not None:
-            piece.outputs = list(piece.region.exits)
-            escaping = [
-                node for node in piece.nodes if node not in piece.outputs and _leaves(node, place, number, results)
-            ]
-            if escaping:
-                raise ValueError(f"{escaping[0].name} is read outside its cached region but is no exit of it")
-        else:
-            piece.outputs = [node for node in piece.nodes if _leaves(node, place, number, results)]
-    return [piece for piece in pieces.values() if piece.outputs]
+    touched: set[int] = set()
+    later = set(kept)
+    for stage in reversed(stages):
+        own = {*stage.reads, *stage.entries, *stage.writes}
+        # Inside, the values the stage hands on and its exits must survive.
+        own |= _free(stage.inner, later | set(stage.writes) | set(stage.entries)) if stage.inner else set()
+        stage.done = tuple(sorted(own - later))
+        later |= own
+        touched |= own
+    return touched
 
 
-def region_nodes(graph: NormalGraph, region: CachedRegion) -> set[Node]:
-    """What need not run when the region is reused: everything before its exits that nothing outside reads."""
-    stop = set(region.entries)
-    exits = set(region.exits)
-    inside: set[Node] = set()
-    for node in reversed(graph.module.graph.nodes):
-        if node.op in ("placeholder", "get_attr", "output") or node in stop:
-            continue
-        if node in exits or (node.users and all(user in inside for user in node.users)):
-            inside.add(node)
-    return inside
-
-
-def extract(graph: NormalGraph, piece: Piece) -> GraphModule:
-    """The piece as a graph module of its own, with the facts AOTAutograd and Inductor read from Dynamo's graphs."""
+def extract(graph: NormalGraph, part: Part) -> GraphModule:
+    """The part as a graph module of its own, with the facts AOTAutograd and Inductor read from Dynamo's graphs."""
     new = Graph()
     copies: dict[Node, Node] = {}
-    for node in piece.inputs:
+    for node in part.inputs:
         copy = copies[node] = new.placeholder(node.name)
         copy.meta = dict(node.meta)
         copy._dynamo_source = getattr(node, "_dynamo_source", None)
-    for node in piece.nodes:
+    for node in part.nodes:
         for operand in node.all_input_nodes:
             if operand.op == "get_attr" and operand not in copies:
                 copies[operand] = new.node_copy(operand)
                 copies[operand].meta = dict(operand.meta)
         copies[node] = new.node_copy(node, copies.__getitem__)
         copies[node].meta = dict(node.meta)
-    new.output(tuple(copies[node] for node in piece.outputs))
+    new.output(tuple(copies[node] for node in part.outputs))
     module = GraphModule(graph.module, new)
     module.meta.update(graph.module.meta)
     if hasattr(graph.module, "_param_name_to_source"):
@@ -220,71 +240,8 @@ def extract(graph: NormalGraph, piece: Piece) -> GraphModule:
     return module
 
 
-def _leaves(node: Node, place: dict[Node, int], number: int, results: set[Node]) -> bool:
-    return node in results or any(place.get(user, number) != number for user in node.users)
-
-
-def _symbol_inputs(graph: NormalGraph, piece: Piece, reads: set[Node]) -> set[Node]:
-    """Symbolic integers a piece mentions in its shapes: AOTAutograd needs each of them bound by an input."""
-    symbols = {symbol for node in piece.nodes for symbol in _symbols(node.meta.get("val"))}
-    if not symbols:
-        return set()
-    return {
-        node
-        for node in graph.placeholders
-        if isinstance(value := node.meta.get("val"), torch.SymInt) and node not in reads and _symbols(value) & symbols
-    }
-
-
-def _symbols(value: Any) -> set[Any]:
-    from torch.fx.experimental.symbolic_shapes import free_symbols
-
-    try:
-        return set(free_symbols(value)) if isinstance(value, torch.Tensor | torch.SymInt) else set()
-    except AttributeError:
-        return set()
-
-
 def _results(graph: NormalGraph) -> Sequence[Any]:
     results = graph.output.args[0]
     if not isinstance(results, list | tuple):
         raise ValueError("the graph does not return a flat tuple")
     return results
-
-
-def _controller(
-    graph: NormalGraph,
-    region: CachedRegion,
-    number: int,
-    position: dict[Node, int],
-    report: GraphReport,
-    error_budget: float | None,
-) -> Controller:
-    policy = region.policy
-    assert isinstance(policy, CachePolicy)
-    record = RewriteRecord(
-        _spelled(policy),
-        region.site.id if region.site is not None else "",
-        "applied",
-        "exact" if policy.identity else policy.fidelity.value,
-        "reuse across steps",
-        provider="host",
-    )
-    report.rewrites.append(record)
-    prepared = {node for _, nodes in graph.facts.get("prepared", ()) for node in nodes}
-    statics = [position[node] for node in graph.placeholders if graph.is_static(node)]
-    moving = [
-        position[node]
-        for node in graph.placeholders
-        if not graph.is_static(node) and node not in prepared and isinstance(node.meta.get("val"), torch.Tensor)
-    ]
-    return Controller(policy, number, statics, moving, report, record, error_budget)
-
-
-def _spelled(policy: CachePolicy) -> str:
-    """The call that makes the policy, as the report spells a pass."""
-    for name, factory in FACTORIES.items():
-        for key, kind in factory.policies.items():
-            if type(policy) is kind:
-                return repr(Pass(name, key, policy))
-    return repr(policy)

@@ -32,7 +32,7 @@ def build(
         return compile_graph(module, values, options)
 
     if regions:
-        compiled = compile_pieces(graph, inputs, regions, compile_piece, report, options.error_budget)
+        compiled = compile_pieces(graph, inputs, regions, compile_piece, report, options.error_budget).run
     else:
         compiled = compile_piece(graph.module, inputs)
     prepare = prepared_inputs(graph)

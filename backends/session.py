@@ -11,13 +11,13 @@ import contextvars
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ..passes.reuse import CachePolicy, Moment, Tracker
+from ..passes.reuse import Moment, Tracker
 from . import registry
 from .summary import Call, Summary
 
@@ -39,13 +39,15 @@ class session:
         compiled: what ``torch.compile(..., backend="laconic")`` returned, or modules compiled in place.
         steps: how many steps the trajectory has. Further calls are computed, with one warning.
         calls_per_step: how often each model is called per step.
+        group: the process group whose ranks decide alike, when torch.distributed is initialised. None is the default
+            group; False lets this rank decide alone (ranks that run different trajectories).
 
     Raises:
         TypeError: nothing given, something laconic did not compile, or a count that is no integer.
         ValueError: a count below 1.
     """
 
-    def __init__(self, *compiled: Any, steps: int, calls_per_step: int = 1) -> None:
+    def __init__(self, *compiled: Any, steps: int, calls_per_step: int = 1, group: Any = None) -> None:
         if not compiled:
             raise TypeError("laconic.session needs at least one compiled model: laconic.session(fast, steps=50)")
         for name, value in (("steps", steps), ("calls_per_step", calls_per_step)):
@@ -55,6 +57,7 @@ class session:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self.steps = steps
         self.calls_per_step = calls_per_step
+        self.group = group
         self._members = tuple(_Member.of(item) for item in compiled)
         self._last: Summary | None = None
 
@@ -116,30 +119,40 @@ class _Member:
 
 
 @dataclass(eq=False)
-class Strand:
-    """The calls of one region of one model in one trajectory: how many there were, and a tracker per stream."""
+class State:
+    """A region's tracker in one stream, the inputs it was made for, and how many calls in a row were reused."""
 
-    policy: CachePolicy
+    signature: Any
+    tracker: Tracker
+    run: int = 0
+
+
+@dataclass(eq=False)
+class Strand:
+    """The calls of one graph of one model in one trajectory: how many there were, and what its regions remember.
+
+    ``trackers`` has a state for each region and stream, ``decisions`` what stream 0 decided for each region this step.
+    """
+
     name: str
     lock: threading.RLock = field(default_factory=threading.RLock)
     calls: int = 0
-    decision: bool = False
-    trackers: dict[int, tuple[Any, Tracker]] = field(default_factory=dict)
+    decisions: dict[str, bool] = field(default_factory=dict)
+    trackers: dict[tuple[str, int], State] = field(default_factory=dict)
     weights: Any = None
     guards: tuple[weakref.ref[Any], ...] = ()
 
-    def tracker(self, stream: int, signature: Any) -> Tracker:
-        """The stream's tracker; a new one if the shapes or dtypes of the moving inputs differ from the last call's."""
-        known = self.trackers.get(stream)
-        if known is None or known[0] != signature:
-            known = (signature, self.policy.tracker())
-            self.trackers[stream] = known
-        return known[1]
+    def state(self, region: str, stream: int, signature: Any, make: Callable[[], Tracker]) -> State:
+        """The region's state in a stream; a new one if ``signature`` (shapes, dtypes, graph) is not the last call's."""
+        known = self.trackers.get((region, stream))
+        if known is None or known.signature != signature:
+            known = self.trackers[region, stream] = State(signature, make())
+        return known
 
     def held(self) -> int:
         """Bytes of tensors held."""
-        kept = [value for _, tracker in self.trackers.values() for value in tracker.tensors()]
-        return sum(value.untyped_storage().nbytes() for value in kept)
+        kept = [value for state in list(self.trackers.values()) for value in state.tracker.tensors()]
+        return sum({id(value.untyped_storage()): value.untyped_storage().nbytes() for value in kept}.values())
 
 
 class Trajectory:
@@ -147,6 +160,7 @@ class Trajectory:
 
     def __init__(self, owner: session) -> None:
         self.owner = owner
+        self.group = owner.group
         self.summary = Summary(owner.steps, owner.calls_per_step)
         self._strands: dict[Any, Strand] = {}
         self._owned: dict[Any, bool] = {}
@@ -161,12 +175,12 @@ class Trajectory:
             self._owned[key] = any(member.owns(origin, statics) for member in self.owner._members)
         return self._owned[key]
 
-    def strand(self, key: Any, policy: CachePolicy, name: str, statics: Sequence[Any]) -> Strand:
+    def strand(self, key: Any, name: str, statics: Sequence[Any]) -> Strand:
         """The strand under ``key``, made at its first call and forgotten when one of its parameters is freed."""
         with self._lock:
             strand = self._strands.get(key)
             if strand is None:
-                strand = self._strands[key] = Strand(policy, name)
+                strand = self._strands[key] = Strand(name)
                 mine = weakref.ref(self)
 
                 def forget(_: Any) -> None:
@@ -189,9 +203,9 @@ class Trajectory:
             )
         return Moment(step, self.owner.steps, stream)
 
-    def record(self, strand: Strand, moment: Moment, reused: bool, indicator: float | None) -> None:
-        """Note one finished call."""
-        self.summary.add(Call(strand.name, moment.step, moment.stream, reused, indicator), self._held())
+    def record(self, calls: Sequence[Call], moment: Moment) -> None:
+        """Note one finished call of a graph: what became of each of its regions."""
+        self.summary.add(calls, moment.step, self._held())
 
     def drop(self) -> None:
         """Forget all state; the summary stays."""

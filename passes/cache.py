@@ -57,7 +57,7 @@ class EasyCache(CachePolicy):
     def identity(self) -> bool:
         return self.threshold == 0
 
-    def tracker(self) -> Tracker:
+    def tracker(self, role: str = "") -> Tracker:
         return EasyCacheTracker(self.threshold, self.warmup, self.order)
 
     def plan(self, context: PlanContext) -> Plan:
@@ -116,6 +116,7 @@ class EasyCacheTracker(Tracker):
 
     @torch.no_grad()
     def observe(self, moment: Moment, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
+        self.drift = 0.0  # also when the decision to reuse was overruled
         # For the deciding stream decide() has just copied this latent; a following stream copies its own.
         x = self.previous if self.previous is not None else entries[0].clone()
         self.exits = tuple(value.clone() for value in exits)

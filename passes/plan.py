@@ -64,14 +64,26 @@ class Rewrite:
 class CachedRegion:
     """A part of the graph whose result may be reused across steps, decided on the host between compiled pieces.
 
-    The region computes ``exits`` from ``entries`` (and from any other values, which stay inputs of the piece).
-    ``policy`` is the frozen settings object; the backend makes its run-time counterpart. ``site`` is what the report
-    shows it under (a block, or None for the whole graph).
+    The region computes ``exits`` from ``entries`` (and from any other values, which stay inputs of the piece). Both may
+    be graph inputs or values computed anywhere in the graph; entries are what the policy gets to see, whether or not
+    the region reads them. A graph may hold any number of regions; they may be nested, follow each other or lie on two
+    streams. ``policy`` is the frozen settings object; the backend makes its run-time counterpart, a tracker, for this
+    ``role``: which part of the policy's scheme the region is (``"front"``, ``"rear"``, a site's id), another for each.
+    ``site`` is what the report shows it under (a block, or None for the whole graph).
     """
 
     entries: tuple[Node, ...]
     exits: tuple[Node, ...]
     policy: Policy
+    site: Site | None = None
+    role: str = ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cut:
+    """A part of the graph that is compiled on its own, so that equal parts are compiled once. It always runs."""
+
+    nodes: frozenset[Node]
     site: Site | None = None
 
 
@@ -82,3 +94,4 @@ class Plan:
     rewrites: list[Rewrite] = field(default_factory=list)
     refusals: list[tuple[Site | None, Reason]] = field(default_factory=list)
     regions: list[CachedRegion] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sympy
 import torch
@@ -99,9 +99,18 @@ class RefusalRecord:
         return {"pass": self.pass_name, "site": self.site, "code": self.code, "text": self.text}
 
 
+class Account(Protocol):
+    """What a session says it did: plain data, and a picture of characters."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
 @dataclass
 class GraphReport:
-    """The report of one compiled graph. ``seconds`` is laconic's own time by stage."""
+    """The report of one compiled graph. ``seconds`` is laconic's own time by stage.
+
+    ``session`` is the latest trajectory that came through the graph's cached regions, if any did.
+    """
 
     id: int
     nodes_before: int
@@ -112,6 +121,7 @@ class GraphReport:
     refusals: list[RefusalRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     regions: set[str] = field(default_factory=set)
+    session: Account | None = None
 
     def refuse(self, reason: Reason, *, pass_name: str = "", site: str = "") -> None:
         """Record a refusal (once: a cached pass may repeat the same one on every call)."""
@@ -128,6 +138,7 @@ class GraphReport:
             "rewrites": [rewrite.to_dict() for rewrite in self.rewrites],
             "refusals": [refusal.to_dict() for refusal in self.refusals],
             "seconds": self.seconds,
+            "session": None if self.session is None else self.session.to_dict(),
         }
 
 
@@ -213,6 +224,8 @@ def _graph_lines(graph: GraphReport) -> list[str]:
         sites = [row.site for row in graph.refusals if (row.pass_name, row.code, row.text) == (pass_name, code, text)]
         where = f"{sites[0]}" + (f" and {times - 1} more" if times > 1 else "")
         lines.append(f"  left alone  {_refusal_line(RefusalRecord(pass_name, where, code, text))}")
+    if graph.session is not None:
+        lines += [f"  {line}" for line in str(graph.session).splitlines()]
     return lines
 
 

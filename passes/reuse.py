@@ -47,7 +47,9 @@ class Tracker:
     """What a policy remembers of one region in one stream of one trajectory, and what it makes of it.
 
     Entries and exits are the tensors of the region's :class:`~laconic.passes.plan.CachedRegion` nodes, by position.
-    Both may be changed in place by the caller later, so whatever is kept is a copy.
+    Both may be changed in place by the caller later, so whatever is kept is a copy. A decision to reuse may be
+    overruled (by another rank, an error budget or ``longest_run``): what a computed call resets belongs in
+    :meth:`observe`, which runs after every call that was computed.
     """
 
     ready = False
@@ -57,7 +59,10 @@ class Tracker:
     """The number the last decision rested on, for the summary."""
 
     def decide(self, moment: Moment, entries: Sequence[Tensor]) -> bool:
-        """Whether this call may be predicted instead of computed. Called once for every call of stream 0."""
+        """Whether this call may be predicted instead of computed. Called in stream 0, whenever the region is reached.
+
+        A region inside another one is not reached while that one is reused: steps are in ``moment``, not counted.
+        """
         return False
 
     def predict(self, moment: Moment, entries: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -81,8 +86,21 @@ class CachePolicy(Policy):
         """Whether these settings never reuse anything: the compiled pieces then run without any bookkeeping."""
         return False
 
-    def tracker(self) -> Tracker:
-        """A new tracker at the beginning of a trajectory."""
+    @property
+    def longest_run(self) -> int | None:
+        """How many calls in a row may be reused before one is computed whatever the tracker decides; None: no limit.
+
+        A guard against a tracker that never refreshes. A policy that is told its steps by the user returns None.
+        """
+        return 10
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether decisions follow from values, so that ranks have to agree; False: from the step alone."""
+        return True
+
+    def tracker(self, role: str = "") -> Tracker:
+        """A new tracker at the beginning of a trajectory, for the region of this policy with this role."""
         raise TypeError(f"{type(self).__name__} has no tracker")
 
 

@@ -39,6 +39,10 @@ class Effects:
                 gone.add(node)
         self.constants -= gone
 
+    def root(self, node: Node) -> Node:
+        """The node whose memory the value of ``node`` is, or may be, part of."""
+        return self._root[node]
+
     def mutation(self, inputs: Iterable[Node], interior: Collection[Node]) -> Reason | None:
         """A ``mutation`` reason when something is written inside, or written while the site still reads it.
 

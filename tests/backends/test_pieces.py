@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import laconic
-from laconic.backends.pieces import compile_pieces, cut, region_nodes
+from laconic.backends.cutting import cut
+from laconic.backends.pieces import compile_pieces
 from laconic.passes.base import PlanContext
 from laconic.passes.cache import EasyCache
+from laconic.passes.cached_regions import region_nodes
 from laconic.passes.plan import CachedRegion, Plan
 from laconic.passes.report import GraphReport
 from laconic.passes.reuse import CachePolicy, Moment, Tracker
@@ -72,7 +74,7 @@ def test_regions_become_pieces_that_compute_the_same() -> None:
     graph, args = captured(Stack(), *inputs)
     first, second, third = streams(graph)
     regions = [between(first, second), between(second, third)]
-    pieces = cut(graph, regions)
+    pieces = cut(graph, regions).parts
     assert [piece.region for piece in pieces] == [None, *regions, None]
     # The condition is read outside the blocks, each block's own gate only inside it.
     assert "tanh" in str(pieces[0].nodes) and sum("linear" in node.name for node in pieces[1].nodes) == 3
@@ -84,7 +86,7 @@ def test_regions_become_pieces_that_compute_the_same() -> None:
         return module
 
     report = GraphReport(0, 0)
-    run = compile_pieces(graph, args, regions, compile_piece, report)
+    run = compile_pieces(graph, args, regions, compile_piece, report).run
     assert torch.equal(run(*args)[0], graph.module(*args)[0]) and len(modules) == 4
     assert [row.pass_name for row in report.rewrites] == ["laconic.cache('easycache', threshold=0.0)"] * 2
 
@@ -100,24 +102,22 @@ def test_a_value_read_outside_is_not_part_of_the_region() -> None:
     (total,) = streams(graph)
     inside = region_nodes(graph, between(graph.placeholders[0], total))
     assert sorted(node.name for node in inside) == ["add", "linear_1", "sin"]
-    run = compile_pieces(graph, args, [between(graph.placeholders[0], total)], lambda m, _: m, GraphReport(0, 0))
+    run = compile_pieces(graph, args, [between(graph.placeholders[0], total)], lambda m, _: m, GraphReport(0, 0)).run
     for mine, whole in zip(run(*args), graph.module(*args), strict=True):
         assert torch.equal(mine, whole)
 
 
-def test_regions_that_cannot_run_in_order_are_given_up() -> None:
+def test_regions_run_in_the_order_they_need_and_what_does_not_fit_is_given_up() -> None:
     graph, args = captured(Stack(), torch.randn(3, 8), torch.randn(3, 8))
     first, second, third = streams(graph)
-    for regions, text in (
-        ([between(second, third), between(first, second)], "computed after the region"),
-        ([between(first, second), between(first, second)], "both compute"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            cut(graph, regions)
-        report = GraphReport(0, 0)
-        run = compile_pieces(graph, args, regions, lambda m, _: m, report)
-        assert torch.equal(run(*args)[0], graph.module(*args)[0])
-        assert [row.code for row in report.refusals] == ["rolled-back"]
+    swapped = [between(second, third), between(first, second)]
+    assert [part.region for part in cut(graph, swapped).parts] == [None, swapped[1], swapped[0], None]
+    twice = [between(first, second), between(first, second), between(second, third)]
+    report = GraphReport(0, 0)
+    run = compile_pieces(graph, args, twice, lambda m, _: m, report).run
+    assert torch.equal(run(*args)[0], graph.module(*args)[0])
+    assert [(row.code, "same values" in row.text) for row in report.refusals] == [("rolled-back", True)]
+    assert len(report.rewrites) == 2
 
 
 def test_values_are_freed_after_their_last_reader() -> None:
@@ -138,9 +138,8 @@ def test_values_are_freed_after_their_last_reader() -> None:
 
         return run
 
-    compile_pieces(graph, args, [between(first, second), between(second, third)], compile_piece, GraphReport(0, 0))(
-        *args
-    )
+    regions = [between(first, second), between(second, third)]
+    compile_pieces(graph, args, regions, compile_piece, GraphReport(0, 0)).run(*args)
     assert seen[3] == [seen[3][0], False, True]
 
 
@@ -148,7 +147,7 @@ def test_values_are_freed_after_their_last_reader() -> None:
 class EverySecond(CachePolicy):
     """Runs the middle of a stack on even steps only and repeats its increment on odd ones."""
 
-    def tracker(self) -> Tracker:
+    def tracker(self, role: str = "") -> Tracker:
         return Repeat()
 
     def plan(self, context: PlanContext) -> Plan:

@@ -291,7 +291,7 @@ def test_nothing_outlives_the_block_or_the_model(pieces: Pieces) -> None:
         trajectory(fast, start(), steps=5)
         state = session._active.get()[0]
         (strand,) = state._strands.values()
-        kept = weakref.ref(strand.trackers[0][1])
+        kept = weakref.ref(next(iter(strand.trackers.values())).tracker)
         weight = weakref.ref(model.layers[0].weight)
         del strand, model, fast
         torch._dynamo.reset()
@@ -302,7 +302,7 @@ def test_nothing_outlives_the_block_or_the_model(pieces: Pieces) -> None:
     with laconic.session(fast, steps=STEPS):
         trajectory(fast, start(), steps=5)
         (strand,) = session._active.get()[0]._strands.values()
-        kept = weakref.ref(strand.trackers[0][1])
+        kept = weakref.ref(next(iter(strand.trackers.values())).tracker)
         del strand
     gc.collect()
     assert kept() is None and len(here.summary().calls) == 5

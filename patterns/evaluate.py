@@ -53,7 +53,7 @@ def run(
     environment: dict[Node, Any] = dict(values)
 
     def plain(value: Any) -> Any:
-        return torch.float64 if double and value in _REAL and isinstance(value, torch.dtype) else _on_cpu(value)
+        return torch.float64 if double and isinstance(value, torch.dtype) and value in _REAL else _on_cpu(value)
 
     def value_of(node: Node) -> Any:
         return environment[node]

@@ -178,7 +178,7 @@ def _other_operands(node: Node, earlier: Sequence[Node]) -> Iterator[Edit]:
     for place in places:
         item = node.args[place]
         if _alike(item, node) and operation(node) not in ("clone", "alias", "contiguous", "detach"):
-            yield Edit(node, f"{node.name} left out", torch.ops.aten.alias.default, (item,), {})
+            yield Edit(node, f"{node.name} left out, {item} kept", torch.ops.aten.alias.default, (item,), {})
 
 
 def _alike(one: Node, other: Node) -> bool:

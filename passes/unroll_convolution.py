@@ -18,7 +18,8 @@ from ..patterns.describe import shape_of
 from ..patterns.reasons import Reason
 from ..patterns.sites import Convolution, Site
 from .base import PlanContext, Policy, positive, register
-from .plan import Fidelity, Rewrite
+from .plan import Fidelity, Prepared, Rewrite
+from .preconditions import differentiated
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,18 @@ class Depthwise(Policy):
     def rewrite(self, site: Convolution, context: PlanContext) -> Rewrite | Reason | None:
         if not self._takes(site):
             return None
-        operands = (site.input, site.weight, *(() if site.bias is None else (site.bias,)))
         assert isinstance(site.padding, tuple)
+        taps, padding, dilation = shape_of(site.weight)[2], site.padding[0], site.dilation[0]
+        bias = () if site.bias is None else (site.bias,)
+        kept = context.graph.is_static(site.weight) and site.weight not in differentiated(context.graph)
         return Rewrite(
             site=site,
-            inputs=operands,
+            inputs=(site.input, *bias) if kept else (site.input, *bias, site.weight),
             outputs=site.outputs,
-            replacement=Shifted(site.padding[0], site.dilation[0]),
+            replacement=Shifted(taps, padding, dilation, biased=bool(bias), by_tap=kept),
             op="shifted products",
             fidelity=self.fidelity,
+            prepared=(Prepared(site.weight, "by_tap", by_tap),) if kept else (),
         )
 
     def _takes(self, site: Convolution) -> bool:
@@ -71,25 +75,36 @@ class Depthwise(Policy):
         )
 
 
+def by_tap(weight: Tensor) -> tuple[Tensor]:
+    """``[C, 1, K]`` as ``[K, C]``: the channels of one tap side by side, so that vectors of them are loaded at once."""
+    return (weight.squeeze(1).t().contiguous(),)
+
+
 @dataclass(frozen=True)
 class Shifted:
-    """``y[n, c, t] = bias[c] + sum_k weight[c, 0, k] x[n, c, t + k dilation - padding]``, zero outside ``x``."""
+    """``y[n, c, t] = bias[c] + sum_k weight[c, 0, k] x[n, c, t + k dilation - padding]``, zero outside ``x``.
 
+    Operands are ``x [N, C, L]``, ``bias [C]`` if ``biased``, and the weight: ``[K, C]`` if ``by_tap``, else
+    ``[C, 1, K]``.
+    """
+
+    taps: int
     padding: int
     dilation: int
+    biased: bool
+    by_tap: bool
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, *operands: Tensor) -> Tensor:
+        weight = operands[-1] if self.by_tap else operands[-1].squeeze(1).t()
         # Convolutions accumulate half precision in float32.
         wide = torch.promote_types(x.dtype, torch.float32)
-        taps = weight.shape[2]
         padded = F.pad(x, (self.padding, self.padding)).to(wide)
-        length = padded.shape[2] - (taps - 1) * self.dilation
-        kernel = weight.to(wide)
-        total = None if bias is None else bias.to(wide)[:, None]
-        for tap in range(taps):
-            product = kernel[:, :, tap] * padded.narrow(2, tap * self.dilation, length)
+        length = padded.shape[2] - (self.taps - 1) * self.dilation
+        total = operands[0].to(wide)[:, None] if self.biased else None
+        for tap in range(self.taps):
+            product = weight[tap].to(wide)[:, None] * padded.narrow(2, tap * self.dilation, length)
             total = product if total is None else total + product
-        assert total is not None
+        assert total is not None, "a convolution has at least one tap"
         return total.to(x.dtype)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import laconic
 from laconic.passes.apply import apply
 from laconic.passes.base import PlanContext
-from laconic.passes.unroll_convolution import Depthwise, Shifted
+from laconic.passes.unroll_convolution import Depthwise, Shifted, by_tap
 from laconic.patterns.detect import detect
 from laconic.patterns.sites import Convolution
 from tests.patterns.graphs import normal
@@ -25,7 +25,9 @@ def test_equal_to_the_convolution(length: int, padding: int, dilation: int, dtyp
     taps = 1 if padding == 0 else 3
     x, weight = torch.randn(2, 6, length).to(dtype), torch.randn(6, 1, taps).to(dtype)
     bias = torch.randn(6).to(dtype) if biased else None
-    got = Shifted(padding, dilation)(x, weight, bias)
+    operands = [x, *([] if bias is None else [bias])]
+    got = Shifted(taps, padding, dilation, biased, by_tap=False)(*operands, weight)
+    assert torch.equal(got, Shifted(taps, padding, dilation, biased, by_tap=True)(*operands, *by_tap(weight)))
     want = F.conv1d(x.double(), weight.double(), None if bias is None else bias.double(), 1, padding, dilation, 6)
     assert got.dtype == dtype
     torch.testing.assert_close(got, want.to(dtype))
@@ -77,4 +79,15 @@ def test_by_default_with_gradients_through_torch_compile() -> None:
     got = torch.autograd.grad(fast(x)[..., :9].sin().square().sum(), [x, *layer.parameters()])
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other)
+    assert [row.op for row in laconic.report(fast).rewrites] == ["shifted products"]
+
+
+def test_a_changed_weight_is_seen() -> None:
+    layer = torch.nn.Conv1d(6, 6, 4, groups=6, padding=3)
+    x = torch.randn(2, 6, 9)
+    fast = torch.compile(layer, backend="laconic")
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), layer(x))
+        layer.weight.mul_(2)
+        torch.testing.assert_close(fast(x), layer(x))
     assert [row.op for row in laconic.report(fast).rewrites] == ["shifted products"]

@@ -14,7 +14,7 @@ import laconic
 from laconic.backends.cutting import cut
 from laconic.backends.pieces import compile_pieces
 from laconic.passes.base import PlanContext
-from laconic.passes.cache import EasyCache
+from laconic.passes.cache_easycache import EasyCache
 from laconic.passes.cached_regions import region_nodes
 from laconic.passes.plan import CachedRegion, Plan
 from laconic.passes.report import GraphReport

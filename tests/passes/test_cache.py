@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import laconic
-from laconic.passes.cache import EasyCacheTracker, argument_name, find_latent
+from laconic.passes.cache_easycache import EasyCacheTracker
+from laconic.passes.latent import argument_name, find_latent
 from laconic.passes.reuse import Moment, written_inputs
 from laconic.patterns.graph import NormalGraph
 from laconic.patterns.normalize import normalize

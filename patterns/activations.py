@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.nn import functional
 
 from .evaluate import concretely
-from .nodes import CASTS, COPIES, RESHAPES, argument, operation, scalar
+from .nodes import CASTS, COPIES, RESHAPES, argument, mutates, operation, scalar
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -45,6 +45,7 @@ ARITHMETIC = frozenset(
     | {"exp", "expm1", "log", "log1p", "erf", "erfc", "tanh", "sigmoid", "log_sigmoid", "clamp", "clamp_min"}
     | {"clamp_max", "maximum", "minimum", "relu", "relu6", "gelu", "silu", "mish", "softplus", "elu", "selu", "celu"}
     | {"leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "softsign", "threshold"}
+    | {"where", "masked_fill", "gt", "ge", "lt", "le", "sign", "heaviside"}
 )
 """Operations that act on each element alone (given that their tensor operands do)."""
 
@@ -72,11 +73,28 @@ def _known() -> tuple[tuple[str, Tensor, Tensor], ...]:
 _NAMED: dict[str, tuple[str, int] | None] = {}
 
 
-def recognise(region: Sequence[Node], leaves: Sequence[Node]) -> tuple[str, int] | None:
-    """What a region of arithmetic computes from one or two ``leaves``: the activation, and the leaf it is applied to.
+def elementwise(node: Node) -> bool:
+    """True for an operation that acts on each element alone, in place or not."""
+    name = operation(node)
+    return name in ARITHMETIC or (mutates(node) and name.removesuffix("_") in ARITHMETIC)
 
-    ``region`` is in graph order and its last node is the result. With two leaves the result is the activation of one
-    times the other; with one it is the activation itself. None: no function of :data:`ACTIVATIONS`.
+
+def sample_points() -> Tensor:
+    """Points on which two functions of :data:`ACTIVATIONS` differ by far more than rounding."""
+    return _samples()[0]
+
+
+def nearest(result: Tensor) -> str | None:
+    """The activation that gives ``result`` on :func:`sample_points`, if any."""
+    return next((name for name, first, _ in _known() if _equal(result, first)), None)
+
+
+def recognise(region: Sequence[Node], leaves: Mapping[Node, int]) -> tuple[str, int] | None:
+    """What a region of arithmetic computes from one or two values: the activation, and the value it is applied to.
+
+    ``region`` is in graph order and its last node is the result; ``leaves`` says which value (0 or 1) each node it
+    reads is. With two values the result is the activation of one times the other; with one it is the activation
+    itself. None: no function of :data:`ACTIVATIONS`.
     """
     key = _text(region, leaves)
     if key not in _NAMED:
@@ -85,14 +103,15 @@ def recognise(region: Sequence[Node], leaves: Sequence[Node]) -> tuple[str, int]
     return _NAMED[key]
 
 
-def _compare(region: Sequence[Node], leaves: Sequence[Node]) -> tuple[str, int] | None:
+def _compare(region: Sequence[Node], leaves: Mapping[Node, int]) -> tuple[str, int] | None:
     samples = _samples()
+    fresh = [sample.clone() for sample in samples]  # the region may write to what it reads
     try:
-        result = _run(region, dict(zip(leaves, samples, strict=False)))
+        result = _run(region, {node: fresh[index] for node, index in leaves.items()})
     except Exception:
         return None  # whatever cannot be run on numbers is not one of the known functions
     for name, first, second in _known():
-        if len(leaves) == 1:
+        if len(set(leaves.values())) == 1:
             if _equal(result, first):
                 return name, 0
         elif _equal(result, first * samples[1]):
@@ -131,9 +150,9 @@ def _value(item: Any, environment: Mapping[Node, Tensor]) -> Any:
     return torch.tensor(number, dtype=torch.float64)
 
 
-def _text(region: Sequence[Node], leaves: Sequence[Node]) -> str:
+def _text(region: Sequence[Node], leaves: Mapping[Node, int]) -> str:
     """The region as text, equal for equal functions whatever the nodes are called."""
-    number = {node: f"x{index}" for index, node in enumerate(leaves)}
+    number = {node: f"x{index}" for node, index in leaves.items()}
 
     def of(item: Any) -> str:
         return number.get(item) or repr(scalar(item)) if isinstance(item, Node) else repr(item)

@@ -20,6 +20,7 @@ class Effects:
         self.writes: list[tuple[Node, frozenset[Node]]] = []
         self.constants: set[Node] = set()
         self._root: dict[Node, Node] = {}
+        self._writers: dict[Node, list[Node]] = {}
         for index, node in enumerate(graph.nodes):
             self.position[node] = index
             source = aliased(node)
@@ -28,6 +29,9 @@ class Effects:
                 self.writes.append((node, frozenset(self._root[target] for target in written(node))))
             elif _constant(node) and all(read in self.constants for read in node.all_input_nodes):
                 self.constants.add(node)
+        for node, roots in self.writes:
+            for root in roots:
+                self._writers.setdefault(root, []).append(node)
         spoiled = {root for _, roots in self.writes for root in roots}
         if spoiled:
             self._spoil(graph, spoiled)
@@ -43,11 +47,12 @@ class Effects:
         """The node whose memory the value of ``node`` is, or may be, part of."""
         return self._root[node]
 
-    def mutation(self, inputs: Iterable[Node], interior: Collection[Node]) -> Reason | None:
+    def mutation(self, inputs: Iterable[Node], interior: Collection[Node], *, own: bool = False) -> Reason | None:
         """A ``mutation`` reason when something is written inside, or written while the site still reads it.
 
         A rewrite computes everything at the place of the last output, so a write to an input between the first and
-        the last interior node would be seen too early.
+        the last interior node would be seen too early. With ``own`` an interior node may write to values that are
+        made inside: from outside the site is a function all the same, as long as none of them escapes.
         """
         if not self.writes:
             return None
@@ -55,9 +60,22 @@ class Effects:
         last = max(self.position[node] for node in interior)
         touched = {self._root[node] for node in (*inputs, *interior)}
         for node, roots in self.writes:
+            if own and node in interior and self.within(node, interior):
+                continue
             if node in interior or (first <= self.position[node] <= last and roots & touched):
                 return Reason("mutation", f"{node.target} writes to a value of the site", (node.name,))
         return None
+
+    def writers(self, values: Collection[Node]) -> list[Node]:
+        """The nodes that write to memory of ``values``, in graph order."""
+        if not self.writes:
+            return []
+        roots = {self._root[node] for node in values}
+        return sorted({writer for root in roots for writer in self._writers.get(root, ())})
+
+    def within(self, writer: Node, interior: Collection[Node]) -> bool:
+        """True when ``writer`` writes only to memory that a node of ``interior`` made."""
+        return all(self._root[target] in interior for target in written(writer))
 
     def escape(self, interior: Collection[Node], outputs: Collection[Node]) -> Reason | None:
         """``weights-escape`` when an interior value is read outside, ``mutation`` when it is written there."""

@@ -31,8 +31,8 @@ def find_feedforward(graph: NormalGraph, sites: Sites) -> list[Site]:
     and adds to the stream it reads from: embeddings and projections of conditioning values, which look alike, are
     refused, as are longer chains of linear layers. Linear time; no guard on a symbolic size.
     """
-    layers = Layers(sites)
     effects = Effects(graph.module.graph)
+    layers = Layers(sites, effects)
     candidates: list[Candidate] = []
 
     def attempt(step: Callable[[], Made | None]) -> Made | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from .axes import Atom, Layout, downward, leaves, resolved
+from .axes import Atom, Layout, downward, leaves, resolved, same
 from .describe import ordered, shape_of
-from .hidden import Candidate, Layer, half_of
+from .halves import half_of
+from .hidden import Candidate, Layer
 from .linear import row_names
-from .nodes import argument, operation
+from .nodes import operation, tensor
 from .sites import Convolution, Linear
 
-FEATURES = frozenset({"K", "H", "G", "C", *(f"C{index}" for index in range(16))})
-"""Names of what is not a row: ``K`` features outside, ``H`` hidden, ``G`` the two halves, ``C`` of what is joined."""
+FEATURES = frozenset({"K", "H", "G", "J", "C", *(f"C{index}" for index in range(16))})
+"""What is not a row: ``K`` features outside, ``H`` hidden, ``G`` two halves, ``C`` of what is joined, ``J`` of all
+that is joined together."""
 
 
 def name_axes(
@@ -32,29 +34,36 @@ def name_axes(
     for part, atom in zip(joined, beside, strict=True):
         layouts[part] = _with(layouts[x], feature, (atom,)) if len(shape_of(part)) == len(atoms) else ()
     halves = {leaf.layer.id: leaf.half is not None for leaf in candidate.hidden.leaves}
-    read = tuple(
-        beside[joined.index(part)] if part is not None else hidden for part in candidate.hidden.joined or (None,)
-    )
+    both = (hidden, pair) if any(leaf.interleaved for leaf in candidate.hidden.leaves) else (pair, hidden)
+    read = Atom(shape_of(candidate.down.input)[feature], rigid=True) if beside else hidden
     for layer in candidate.firsts:
-        _weights(layer, (pair, hidden) if halves[layer.id] else (hidden,), (wide,), layouts)
-    _weights(candidate.down, (wide,), read, layouts)
+        _weights(layer, both if halves[layer.id] else (hidden,), (wide,), layouts)
+    _weights(candidate.down, (wide,), (read,), layouts)
     stored = {node for layer in (*candidate.firsts, candidate.down) for node in (layer.weight, layer.bias)}
     firsts = {node: halves[layer.id] for layer in candidate.firsts for node in layer.interior}
     lasts = candidate.down.interior
+    partial = candidate.hidden.channels is not None
+    whole = candidate.up.layer.output
     for node in ordered(interior):
+        if partial and whole in layouts and node not in lasts:
+            # Pieces of the channels have no name of their own, what has all of them is laid out like the layer.
+            if tensor(node) is not None and len(shape_of(node)) == len(atoms) and _like(node, whole, feature):
+                layouts[node] = layouts[whole]
+            continue
         source = next((item for item in node.all_input_nodes if layouts.get(item) and item not in stored), None)
         if source is None:
             continue
         layout = layouts[source]
         if node in firsts:
-            layouts[node] = _with(layout, feature, (pair, hidden) if firsts[node] else (hidden,))
+            layouts[node] = _with(layout, feature, both if firsts[node] else (hidden,))
         elif node in lasts:
             layouts[node] = _with(layout, feature, (wide,))
-        elif half_of(node, feature) is not None or isinstance(node.meta.get("val"), list | tuple):
+        elif (half := half_of(node, feature)) is not None:
+            layouts[node] = _with(layouts.get(half.whole, layout), feature, (hidden,))
+        elif isinstance(node.meta.get("val"), list | tuple):
             layouts[node] = _with(layout, feature, (hidden,))
         elif operation(node) == "cat":
-            parts = [layouts[part] for part in argument(node, "tensors")]
-            layouts[node] = _with(layout, feature, tuple(atom for part in parts for atom in part[feature]))
+            layouts[node] = _with(layout, feature, (read,))
         else:
             moved = downward(node, layout) if node.args[0] is source else None
             if moved is not None or len(layout) == len(shape_of(node)):
@@ -63,6 +72,8 @@ def name_axes(
     label = dict(zip(lead, row_names(len(lead)) if feature == -1 else ("N", "Y", "X", "Z"), strict=False))
     label |= {wide: "K", hidden: "H", pair: "G"}
     label |= {atom: f"C{index}" if len(beside) > 1 else "C" for index, atom in enumerate(beside)}
+    if beside:
+        label[read] = "J"
     named = {
         node: tuple(tuple(label[atom] for atom in part) for part in resolved(layout))
         for node, layout in layouts.items()
@@ -72,6 +83,10 @@ def name_axes(
     if not any(halves.values()):
         del sizes["G"]
     return named, sizes
+
+
+def _like(node: Node, other: Node, feature: int) -> bool:
+    return same(shape_of(node)[feature], shape_of(other)[feature]) and same(shape_of(node)[0], shape_of(other)[0])
 
 
 def _weights(layer: Layer, made: tuple[Atom, ...], read: tuple[Atom, ...], layouts: dict[Node, Layout]) -> None:

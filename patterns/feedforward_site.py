@@ -11,7 +11,7 @@ from .describe import description, element_bytes, named_dimensions, shape_of
 from .effects import Effects
 from .feedforward_axes import FEATURES, name_axes
 from .hidden import Candidate, Hidden, Layer, Layers, Refused, unwrapped
-from .provenance import between
+from .provenance import with_writers
 from .sites import FeedForward
 
 
@@ -23,8 +23,8 @@ def build(candidate: Candidate, effects: Effects) -> FeedForward:
     if not _same_rows(x, output, Layers.feature_axis(down)):
         raise Refused("unsupported-shape", "input and output do not have the same rows", output)
     inputs = _inputs(x, [*candidate.firsts, down], hidden)
-    interior = between(x, inputs, output)
-    reason = effects.mutation(inputs, interior) or effects.escape(interior, (output,))
+    interior = with_writers(x, inputs, output, effects)
+    reason = effects.mutation(inputs, interior, own=True) or effects.escape(interior, (output,))
     if reason is not None:
         raise Refused.because(reason)
     axes, sizes = name_axes(candidate, x, interior)
@@ -34,7 +34,21 @@ def build(candidate: Candidate, effects: Effects) -> FeedForward:
     k, h = symbols["K"], symbols["H"]
     weights = k * h * (2 if gate is not None else 1) + (h + beside) * k
     fused = gate is not None and gate.layer is up.layer
-    form = "parallel" if hidden.joined else "fused" if fused else "gated" if gate is not None else "plain"
+    if gate is not None and gate.interleaved != up.interleaved:
+        raise Refused("unsupported-op", "gate and up are cut from their layer in different ways", output)
+    if hidden.channels == (0, sizes["H"]):
+        hidden.channels = None
+    form = (
+        "parallel"
+        if hidden.joined
+        else "channels"
+        if hidden.channels
+        else "fused"
+        if fused
+        else "gated"
+        if gate is not None
+        else "plain"
+    )
     return FeedForward(
         id="feedforward",
         input=x,
@@ -44,8 +58,10 @@ def build(candidate: Candidate, effects: Effects) -> FeedForward:
         gate=gate.layer if gate is not None else None,
         up_half=up.half,
         gate_half=gate.half if gate is not None else None,
+        interleaved=up.interleaved,
         joined=hidden.joined,
         dropout=hidden.dropout,
+        channels=hidden.channels,
         form=form,
         flops=2 * rows * weights,
         bytes=(rows * (2 * k + beside) + weights) * element_bytes(output),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 from torch.fx import Node
 
-from .activations import ARITHMETIC, dropout_probability, recognise
+from .activations import dropout_probability, elementwise, recognise
 from .axes import same
+from .channels import partly, region_of
 from .convolution import pointwise
-from .nodes import CASTS, COPIES, RESHAPES, argument, dimension, mutates, operation, scalar, tensor
+from .effects import Effects
+from .halves import half_of, is_axis
+from .nodes import CASTS, COPIES, RESHAPES, argument, operation, scalar, tensor
 from .reasons import Reason
 from .sites import Convolution, Linear, Sites
 
@@ -18,6 +20,10 @@ Layer = Linear | Convolution
 
 # The longest spelling of a gated tanh-GELU has eleven operations; twice that leaves room for casts and views.
 _LONGEST = 32
+
+
+# What makes a chain between two linear layers worth a word when it is no feed-forward layer.
+_BENT = frozenset({"relu", "gelu", "silu", "sigmoid", "tanh", "mish", "softplus", "elu", "leaky_relu", "softmax"})
 
 
 class Refused(Exception):
@@ -38,7 +44,8 @@ class Refused(Exception):
 class Layers:
     """The linear layers of a graph by the node they compute, each with the axis its features are on."""
 
-    def __init__(self, sites: Sites) -> None:
+    def __init__(self, sites: Sites, effects: Effects) -> None:
+        self.effects = effects
         self.all: list[Layer] = [
             site for site in sites if isinstance(site, Linear) or (isinstance(site, Convolution) and pointwise(site))
         ]
@@ -57,11 +64,12 @@ class Leaf:
     layer: Layer
     node: Node
     half: int | None = None
+    interleaved: bool = False
 
     @property
-    def key(self) -> tuple[str, int | None]:
+    def key(self) -> tuple[str, int | None, bool]:
         """Equal for equal values read at different nodes."""
-        return self.layer.id, self.half
+        return self.layer.id, self.half, self.interleaved
 
 
 @dataclass(eq=False)
@@ -74,6 +82,7 @@ class Hidden:
     node: Node
     joined: tuple[Node | None, ...] = ()
     dropout: float = 0.0
+    channels: tuple[int, int] | None = None
 
 
 @dataclass(eq=False)
@@ -113,9 +122,14 @@ def hidden_value(down: Layer, layers: Layers) -> Hidden | None:
     """
     axis = Layers.feature_axis(down)
     start, dropped = _unwrap(down.input, axis)
-    if operation(start) == "cat" and _is_axis(start, argument(start, "dim"), axis):
-        return _joined(start, axis, layers, dropped)
-    return _activation(start, axis, layers, dropped)
+    if operation(start) == "cat" and is_axis(start, argument(start, "dim"), axis):
+        found = _joined(start, axis, layers, dropped)
+    else:
+        found = _activation(start, axis, layers, dropped)
+    found = found or _partly(start, down, layers, dropped)
+    if found is None:
+        _refuse_near_miss(start, down, layers)
+    return found
 
 
 def _joined(node: Node, axis: int, layers: Layers, dropped: float) -> Hidden | None:
@@ -139,7 +153,7 @@ def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidde
         return None
     region: list[Node] = []
     leaves: dict[Node, Leaf] = {}
-    distinct: dict[tuple[str, int | None], Node] = {}
+    distinct: dict[tuple[str, int | None, bool], Node] = {}
     pending, seen = [start], {start}
     while pending:
         node = pending.pop()
@@ -152,9 +166,7 @@ def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidde
         if operation(node) == "dropout" and wrapped is not None:
             # Inside the arithmetic only a dropout that does nothing is a plain value.
             wrapped = wrapped if dropout_probability(node) == 0.0 else None
-        if wrapped is None and operation(node) not in ARITHMETIC:
-            return None
-        if mutates(node):
+        if wrapped is None and not elementwise(node):
             return None
         region.append(node)
         for read in [wrapped] if wrapped is not None else node.all_input_nodes:
@@ -163,17 +175,60 @@ def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidde
                 pending.append(read)
         if len(region) > _LONGEST:
             return None
-    # Two nodes of one value (a slice written twice) are one leaf; the region is small, so it is simply refused.
-    if not 1 <= len(distinct) <= 2 or len(leaves) != len(distinct):
+    if not 1 <= len(distinct) <= 2:
         return None
-    nodes = sorted(leaves)
-    found = recognise(sorted(region), nodes)
+    # Two nodes of one value (a slice written twice) are one leaf.
+    nodes = sorted(distinct.values())
+    numbers = {node: nodes.index(distinct[leaf.key]) for node, leaf in leaves.items()}
+    found = recognise(sorted(region), numbers)
     if found is None or (found[0] == "identity" and len(nodes) == 1):
         views = sum(1 for node in region if _wrapper(node, axis) is not None)
         if len(region) == views or len({leaf.layer.input for leaf in leaves.values()}) > 1:
             return None
         raise Refused("unsupported-op", "the arithmetic between two linear layers is no known activation", start)
     return Hidden([leaves[node] for node in nodes], *found, start, dropout=dropped)
+
+
+def _partly(start: Node, down: Layer, layers: Layers, dropped: float) -> Hidden | None:
+    """An activation of some channels of one layer.
+
+    Raises:
+        Refused: channels of one layer go different ways, and no known function is applied to a run of them.
+    """
+    axis = Layers.feature_axis(down)
+    found = region_of(start, down.output, layers.effects, lambda node: node in layers.by_output)
+    if found is None or len(found[1]) != 1 or not found[0]:
+        return None
+    region, (node,) = found
+    leaf = _leaf(node, axis, layers)
+    if leaf is None:
+        return None
+    function = partly(region, node, start, axis)
+    if function is None:
+        if not any(elementwise(item) for item in region):
+            return None
+        raise Refused("unsupported-op", "no known function on a run of the hidden channels", start)
+    return Hidden([leaf], function[0], 0, start, dropout=dropped, channels=function[1])
+
+
+def _refuse_near_miss(start: Node, down: Layer, layers: Layers) -> None:
+    """Raise Refused where a single chain leads through an activation to a layer, but something else is in between."""
+    node, foreign, bent, axis = start, "", False, Layers.feature_axis(down)
+    for _ in range(_LONGEST // 2):
+        leaf = _leaf(node, axis, layers)
+        if leaf is not None:
+            wide = leaf.layer.input.meta["val"].shape[axis]
+            if bent and same(wide, down.output.meta["val"].shape[axis]):
+                what = foreign or "another value"
+                raise Refused("unsupported-op", f"{what} stands between the two linear layers", start)
+            return
+        name = operation(node)
+        bent = bent or name.removesuffix("_") in _BENT
+        if not elementwise(node) and _wrapper(node, axis) is None:
+            foreign = foreign or name
+        if not name or not node.args or not isinstance(node.args[0], Node):
+            return
+        node = node.args[0]
 
 
 def _unwrap(node: Node, axis: int) -> tuple[Node, float]:
@@ -216,20 +271,13 @@ def _wrapper(node: Node, axis: int) -> Node | None:
     return source  # type: ignore[return-value]
 
 
-def _is_axis(node: Node, given: object, axis: int) -> bool:
-    made = tensor(node.args[0]) if isinstance(node.args[0], Node) else tensor(node)
-    if made is None or not isinstance(given, int):
-        return False
-    return dimension(given, made.dim()) == dimension(axis, made.dim())
-
-
 def _leaf(node: Node, axis: int, layers: Layers) -> Leaf | None:
     """``node`` as the output of a layer, or half of it, casts and views in between."""
-    place, half = node, None
+    place, half, interleaved = node, None, False
     for _ in range(8):
         layer = layers.by_output.get(place)
         if layer is not None:
-            return Leaf(layer, node, half) if Layers.feature_axis(layer) == axis else None
+            return Leaf(layer, node, half, interleaved) if Layers.feature_axis(layer) == axis else None
         source = _wrapper(place, axis)
         if source is not None and operation(place) != "dropout":
             place = source
@@ -237,40 +285,5 @@ def _leaf(node: Node, axis: int, layers: Layers) -> Leaf | None:
         cut = half_of(place, axis) if half is None else None
         if cut is None:
             return None
-        place, half = cut
-    return None
-
-
-def half_of(node: Node, axis: int) -> tuple[Node, int] | None:
-    """What ``node`` is one half of along the feature axis, and which half."""
-    if node.target is operator.getitem:
-        source, index = node.args
-        if not isinstance(source, Node) or not isinstance(index, int):
-            return None
-        parts = source.meta.get("val")
-        if operation(source) not in ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk"):
-            return None
-        if (
-            not isinstance(parts, list | tuple)
-            or len(parts) != 2
-            or not _is_axis(source, argument(source, "dim"), axis)
-        ):
-            return None
-        if not same(parts[0].shape[axis], parts[1].shape[axis]):
-            return None
-        return source.args[0], index % 2  # type: ignore[return-value]
-    if operation(node) not in ("slice", "narrow"):
-        return None
-    source = node.args[0]
-    whole, made = tensor(source), tensor(node)
-    if whole is None or made is None or not _is_axis(node, argument(node, "dim"), axis):
-        return None
-    if operation(node) == "slice" and argument(node, "step") != 1:
-        return None
-    if not same(whole.shape[axis], 2 * made.shape[axis]):
-        return None
-    start = argument(node, "start")
-    for half, first in enumerate((0, made.shape[axis])):
-        if same(start or 0, first) or (isinstance(start, int) and start < 0 and half == 1 and same(-start, first)):
-            return source, half  # type: ignore[return-value]
+        place, half, interleaved = cut.whole, cut.half, cut.interleaved
     return None

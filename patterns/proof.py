@@ -13,7 +13,7 @@ from torch.fx import Node
 from .describe import size_hint
 from .evaluate import before, concretely, constant_value, run
 from .graph import NormalGraph
-from .nodes import DROPOUTS, argument, operation, tensor
+from .nodes import DROPOUTS, argument, mutates, operation, tensor
 from .reasons import Reason
 from .reference import MEANINGS, default_epsilon, reference
 from .sites import Site
@@ -112,7 +112,7 @@ def _compare(site: Site, sizes: Mapping[str, int]) -> Reason | None:
     # A generator of its own: a proof must not move the user's random numbers.
     generator = torch.Generator().manual_seed(0)
     values: dict[Node, Any] = {node: _sample(node, _shape(node, site, sizes), generator) for node in site.inputs}
-    nodes = before(site.outputs, site.inputs)
+    nodes = before(_ends(site), site.inputs)
     environment = dict(values)
     dependent = set(values)
     for node in nodes:
@@ -148,9 +148,14 @@ def _compare(site: Site, sizes: Mapping[str, int]) -> Reason | None:
     return None
 
 
+def _ends(site: Site) -> list[Node]:
+    """The outputs, and writes inside, whose result may go unread although the memory they write is read."""
+    return [*site.outputs, *(node for node in site.interior if mutates(node))]
+
+
 def _needed(nodes: list[Node], known: Mapping[Node, Any], site: Site) -> list[Node]:
     """``nodes`` without what only known values are computed from."""
-    needed = set(before(site.outputs, known))
+    needed = set(before(_ends(site), known))
     return [node for node in nodes if node in needed]
 
 
@@ -180,14 +185,18 @@ def _with_shape(node: Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> tu
     if name == "unflatten":
         start = args[1] + len(shape) - len(args[2]) + 1 if args[1] < 0 else args[1]
         return (args[0], args[1], shape[start : start + len(args[2])], *args[3:])
-    if name in ("slice", "split", "split_with_sizes") and len(args) > 1:
+    if name in ("slice", "narrow", "split", "split_with_sizes") and len(args) > 1:
         return _with_part(name, args, shape)
     return args
 
 
 def _with_part(name: str, args: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
     """Arguments that cut even parts of ``shape``; sites name the axes of no other parts."""
-    size = shape[args[1] if name == "slice" else args[2] if len(args) > 2 else 0]
+    size = shape[args[1] if name in ("slice", "narrow") else args[2] if len(args) > 2 else 0]
+    if name == "slice" and len(args) > 4 and args[4] != 1:
+        return args  # every other element, whatever the size
+    if name == "narrow":
+        return (args[0], args[1], size if args[2] else 0, size)
     if name == "slice":
         part = 1 if len(args) > 2 and args[2] else 0
         return (args[0], args[1], part * size, (part + 1) * size)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch.fx import Node
 
+from .effects import Effects
 from .evaluate import before
 from .graph import NormalGraph
 from .nodes import CASTS, COPIES, MOVEMENTS, operation, readers, tensor
@@ -51,12 +52,27 @@ class Provenance:
         return False
 
 
-def between(x: Node, inputs: Iterable[Node], output: Node) -> frozenset[Node]:
-    """The tensors computed from ``x`` on the way to ``output``, which is one of them; ``inputs`` end the way."""
+def between(x: Node, inputs: Iterable[Node], *outputs: Node) -> frozenset[Node]:
+    """The tensors computed from ``x`` on the way to ``outputs``, which are among them; ``inputs`` end the way."""
     dependent, interior = {x}, []
-    for node in before([output], inputs):
+    for node in before(outputs, inputs):
         if any(read in dependent for read in node.all_input_nodes):
             dependent.add(node)
             if isinstance(node.meta.get("val"), list | tuple) or tensor(node) is not None:
                 interior.append(node)
     return frozenset(interior)
+
+
+def with_writers(x: Node, inputs: Iterable[Node], output: Node, effects: Effects) -> frozenset[Node]:
+    """:func:`between`, and what writes to the memory of those values before ``output`` is there."""
+    inputs = list(inputs)
+    interior, outputs = between(x, inputs, output), [output]
+    while True:
+        last = effects.position[output]
+        more = [node for node in effects.writers(interior) if node not in interior and effects.position[node] < last]
+        # A write to an input is no part of the site; it is refused as a mutation.
+        more = [node for node in more if effects.within(node, interior)]
+        if not more:
+            return interior
+        outputs += more
+        interior = between(x, inputs, *outputs) | frozenset(more)

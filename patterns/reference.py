@@ -123,21 +123,38 @@ def convolution(site: Convolution, read: Read) -> Tensor:
     return slide(input, weight, bias, site.stride, site.padding, site.dilation, site.groups)
 
 
-@meaning(FeedForward, small=lambda site: _smaller(site, K=5, H=7, C=3))
+def _small_feedforward(site: FeedForward) -> dict[str, int]:
+    # A run of channels is written in numbers, so they keep their size.
+    sizes = _smaller(site, K=5, C=3, H=7 if site.channels is None else site.dimensions["H"])
+    if "J" in sizes:
+        sizes["J"] = sum(size for name, size in sizes.items() if name[0] in "HC")
+    return sizes
+
+
+@meaning(FeedForward, small=_small_feedforward)
 def feedforward(site: FeedForward, read: Read) -> Tensor:
-    """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate; parts joined before ``down``."""
+    """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate; parts joined before ``down``.
+
+    With ``channels`` only those pass through the activation.
+    """
     feature = 1 if isinstance(site.down, Convolution) else -1
 
     def project(layer: Linear | Convolution, x: Tensor, half: int | None) -> Tensor:
         made = MEANINGS[type(layer)].compute(layer, {**known, layer.input: x}.__getitem__)
-        return made if half is None else made.chunk(2, feature)[half]
+        if half is None:
+            return made
+        return made.unflatten(feature, (-1, 2)).select(-1, half) if site.interleaved else made.chunk(2, feature)[half]
 
     layers = [layer for layer in (site.up, site.gate, site.down) if layer is not None]
     stored = [node for layer in layers for node in (layer.weight, layer.bias) if node is not None]
     known = {node: read(node) for node in stored}
     x = read(site.input)
     hidden = project(site.up, x, site.up_half)
-    if site.gate is None:
+    if site.channels is not None:
+        start, stop = site.channels
+        bent = ACTIVATIONS[site.activation](hidden.narrow(feature, start, stop - start))
+        hidden = torch.slice_scatter(hidden, bent, feature, start, stop)
+    elif site.gate is None:
         hidden = ACTIVATIONS[site.activation](hidden)
     else:
         hidden = ACTIVATIONS[site.activation](project(site.gate, x, site.gate_half)) * hidden

@@ -211,10 +211,12 @@ class FeedForward(Site):
     """``down(act(up(x)))`` or, gated, ``down(act(gate(x)) * up(x))``. Linears are sites of their own too.
 
     ``activation`` is a key of :data:`laconic.patterns.activations.ACTIVATIONS`. Where one layer computes gate and up
-    at once, both fields hold it and ``up_half`` and ``gate_half`` say which half of its outputs each one is. The layers
-    are 1x1 convolutions where the features are axis 1. ``joined`` is not empty where ``down`` reads a concatenation
-    along the features (an attention beside the layer): its parts in order, None for this layer's own. ``dropout`` is
-    the probability of dropping a hidden value in training.
+    at once, both fields hold it and ``up_half`` and ``gate_half`` say which half of its outputs each one is (the even
+    or odd ones where they are ``interleaved``). The layers are 1x1 convolutions where the features are axis 1.
+    ``joined`` is not empty where ``down`` reads a concatenation along the features (an attention beside the layer):
+    its parts in order, None for this layer's own. ``dropout`` is the probability of dropping a hidden value in
+    training. ``channels = (start, stop)`` are the hidden channels the activation is applied to where it is not all of
+    them; the others pass unchanged (without a gate only).
     """
 
     kind: ClassVar[str] = "feedforward"
@@ -225,8 +227,10 @@ class FeedForward(Site):
     gate: Linear | Convolution | None = None
     up_half: int | None = None
     gate_half: int | None = None
+    interleaved: bool = False
     joined: tuple[Node | None, ...] = ()
     dropout: float = 0.0
+    channels: tuple[int, int] | None = None
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -236,8 +240,10 @@ class FeedForward(Site):
             "gate": self.gate.id if self.gate else None,
             "activation": self.activation,
             "halves": [self.up_half, self.gate_half],
+            "interleaved": self.interleaved,
             "joined": [part.name if part else None for part in self.joined],
             "dropout": self.dropout,
+            "channels": self.channels,
         }
 
 

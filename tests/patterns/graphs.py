@@ -24,6 +24,22 @@ def normal(function: Callable[..., Any], *inputs: torch.Tensor) -> NormalGraph:
     return NormalGraph(module, module, mode, grad_enabled=False)
 
 
+def parametrised(
+    function: Callable[..., Any], parameters: dict[str, torch.Tensor], *inputs: torch.Tensor
+) -> NormalGraph:
+    """The normal form of ``function(parameters, *inputs)``, the parameters marked as Dynamo marks them."""
+    names = list(parameters)
+
+    def flat(*values: torch.Tensor) -> Any:
+        return function(dict(zip(names, values, strict=False)), *values[len(names) :])
+
+    graph = normal(flat, *parameters.values(), *inputs)
+    for name, node in zip(names, graph.placeholders, strict=False):
+        node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+        node.meta["laconic.name"] = name
+    return graph
+
+
 def attentions(graph: NormalGraph) -> Sites:
     """What the attention detector alone finds."""
     found, refusals = find_attention(graph, Sites())

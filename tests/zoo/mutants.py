@@ -367,5 +367,6 @@ def _has_meaning(site: Site) -> bool:
 
 
 def _said(site: Site, graph: NormalGraph) -> str:
-    """The fields that define a site, with nodes by their names."""
-    return proof._text(site, {node: node.name for node in graph.module.graph.nodes}, top=True)
+    """The fields that define a site, with nodes by their names; sites within say theirs through what is read."""
+    read = " ".join(node.name for node in site.inputs)
+    return f"{read}: {proof._text(site, {node: node.name for node in graph.module.graph.nodes}, top=True)}"

@@ -17,9 +17,11 @@ from torch.fx import GraphModule
 from ..passes import ORDER
 from ..passes.apply import apply
 from ..passes.base import Pass, PlanContext, UserError
+from ..passes.cache import argument_name
 from ..passes.plan import CachedRegion, Plan, Rewrite
 from ..passes.regions import regions_of
 from ..passes.report import GraphReport, RewriteRecord, SiteRecord
+from ..patterns.conditioning import conditioning_inputs
 from ..patterns.detect import detect
 from ..patterns.graph import NormalGraph
 from ..patterns.normalize import normalize
@@ -71,6 +73,7 @@ def rewrite(module: GraphModule, inputs: Sequence[Any], options: Options, report
         with stopwatch("prove"):
             sites = unproven(sites, normal, options.verify)
         report.sites = [SiteRecord.of(site) for site in sites]
+        report.conditioning = [argument_name(node) for node in conditioning_inputs(normal, sites)]
         for reason in sites.refusals:
             report.refuse(reason)
         return _run_passes(normal, sites, inputs, options, report, dump, stopwatch)

@@ -107,8 +107,9 @@ class Account(Protocol):
 
 @dataclass
 class GraphReport:
-    """The report of one compiled graph. ``seconds`` is laconic's own time by stage.
+    """The report of one compiled graph.
 
+    ``seconds`` is laconic's own time by stage; ``conditioning`` names the inputs that feed only the conditioning path;
     ``session`` is the latest trajectory that came through the graph's cached regions, if any did.
     """
 
@@ -121,6 +122,7 @@ class GraphReport:
     refusals: list[RefusalRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     regions: set[str] = field(default_factory=set)
+    conditioning: list[str] = field(default_factory=list)
     session: Account | None = None
 
     def refuse(self, reason: Reason, *, pass_name: str = "", site: str = "") -> None:
@@ -137,6 +139,7 @@ class GraphReport:
             "sites": [site.to_dict() for site in self.sites],
             "rewrites": [rewrite.to_dict() for rewrite in self.rewrites],
             "refusals": [refusal.to_dict() for refusal in self.refusals],
+            "conditioning": self.conditioning,
             "seconds": self.seconds,
             "session": None if self.session is None else self.session.to_dict(),
         }

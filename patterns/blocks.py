@@ -7,12 +7,13 @@ Narrow places (:mod:`.streams`) delimit segments (:mod:`.segments`); runs of equ
 from __future__ import annotations
 
 import sympy
+from torch.fx import Node
 
 from .describe import evaluated, fingerprint, module_of, source_of
 from .effects import Effects
 from .graph import NormalGraph
 from .segments import Segment
-from .sites import Attention, Block, Convolution, Linear, Site, Sites
+from .sites import Attention, Block, Convolution, Linear, Site, Sites, Skip
 from .stacks import Finder
 from .streams import streams
 
@@ -30,7 +31,8 @@ def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
     position = {node: index for index, node in enumerate(order)}
     layers = {node for site in sites.of(Attention, Linear, Convolution) for node in site.outputs}
     stacks: list[list[Segment]] = []
-    for stream in streams(graph, position):
+    kept = {site.producer: _reader(site) for site in sites.of(Skip)}
+    for stream in streams(graph, position, kept):
         stacks += Finder(order, position, layers, stream).stacks()
     # The most comprehensive first: a conditioning input sees the tail of what the activations see whole.
     stacks.sort(key=lambda stack: -sum(len(block.nodes) for block in stack))
@@ -47,6 +49,14 @@ def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
     for number, stack in enumerate(_unwritten(chosen, effects, sites)):
         found += _sites(stack, number, len(found), sites)
     return found
+
+
+def _reader(skip: Skip) -> Node:
+    """The consumer of a skip, or the first view on the way to it."""
+    reader, node = skip.consumer, skip.consumer.all_input_nodes[skip.operand]
+    while node is not skip.producer:
+        reader, node = node, node.all_input_nodes[0]
+    return reader
 
 
 def _unwritten(stacks: list[list[Segment]], effects: Effects, sites: Sites) -> list[list[Segment]]:

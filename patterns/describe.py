@@ -64,6 +64,14 @@ def source_of(node: Node) -> str:
     return "{}:{}".format(*frames[-1]) if frames else ""
 
 
+def source_line(node: Node) -> str:
+    """The text of the line :func:`source_of` names, as it was when the model was traced; "" when unknown."""
+    trace = node.meta.get("stack_trace")
+    lines = trace.rstrip().splitlines() if isinstance(trace, str) else []
+    last = max((index for index, line in enumerate(lines) if _FRAME.search(line)), default=len(lines))
+    return lines[last + 1].strip() if last + 1 < len(lines) else ""
+
+
 def ordered(nodes: Iterable[Node]) -> list[Node]:
     """``nodes`` in graph order."""
     return sorted(nodes)

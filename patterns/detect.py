@@ -10,10 +10,12 @@ from .blocks import find_blocks
 from .convolution import find_convolution
 from .feedforward import find_feedforward
 from .graph import NormalGraph
+from .guidance import find_guidance
 from .linear import find_linear
 from .norms import find_norms
 from .scan import find_scan
 from .sites import Sites
+from .skips import find_skips
 
 Detector = Callable[[NormalGraph, Sites], Any]
 
@@ -25,8 +27,22 @@ DETECTORS: list[Detector] = [
     find_norms,
     find_scan,
     find_feedforward,
+    find_skips,
     find_blocks,
+    find_guidance,
 ]
+
+_KINDS: dict[Detector, str] = {
+    find_convolution: "conv",
+    find_norms: "norm",
+    find_skips: "skip",
+    find_blocks: "block",
+}
+
+
+def _kind(detector: Detector) -> str:
+    """What a detector looks for: the kind of its sites."""
+    return _KINDS.get(detector) or detector.__name__.removeprefix("find_")
 
 
 def detect(graph: NormalGraph) -> Sites:
@@ -37,8 +53,10 @@ def detect(graph: NormalGraph) -> Sites:
     """
     sites = Sites()
     for detector in DETECTORS:
+        before = len(sites.refusals)
         result = detector(graph, sites)
         found, refusals = result if isinstance(result, tuple) else (result, [])
         sites.sites += found
         sites.refusals += refusals
+        sites.near_misses += [(_kind(detector), reason) for reason in sites.refusals[before:]]
     return sites

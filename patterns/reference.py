@@ -12,7 +12,7 @@ from torch.fx import Node
 from torch.nn import functional
 
 from .activations import ACTIVATIONS
-from .sites import Attention, Bias, Convolution, FeedForward, Linear, Norm, Operand, Site
+from .sites import Attention, Bias, Convolution, FeedForward, Linear, Norm, Operand, Site, Skip
 
 Read = Callable[[Node], Tensor]
 Reference = Callable[[Any, Read], Any]
@@ -184,6 +184,13 @@ def norm(site: Norm, read: Read) -> Tensor:
     x = x * torch.rsqrt(x.square().mean(site.dims, keepdim=True) + site.epsilon)
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
+
+
+@meaning(Skip)
+def skip(site: Skip, read: Read) -> Tensor:
+    """The kept value beside what it became (Ronneberger et al. 2015), or added to it."""
+    operands = [read(node) for node in site.consumer.all_input_nodes]
+    return operands[0] + operands[1] if site.axis is None else torch.cat(operands, site.axis)
 
 
 def _smaller(site: Site, **features: int) -> dict[str, int]:

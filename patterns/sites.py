@@ -334,12 +334,77 @@ class Block(Site):
         }
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Skip(Site):
+    """A long skip: ``producer`` is read far away by ``consumer``, together with what it became.
+
+    ``consumer`` concatenates along ``axis``, or adds (``axis`` None); ``operand`` is the skip's place among its two
+    operands. ``index`` counts from the outside in: 0 is read last of all.
+    """
+
+    kind: ClassVar[str] = "skip"
+    producer: Node
+    consumer: Node
+    operand: int
+    axis: int | None
+    index: int
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "producer": self.producer.name,
+            "consumer": self.consumer.name,
+            "operand": self.operand,
+            "axis": self.axis,
+            "index": self.index,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Guidance(Site):
+    """``outputs[0] = u + s * (c - u)`` with ``s = scale_offset + scale_factor * scale``: classifier-free guidance.
+
+    ``latent`` x ``[B, ...]`` is held twice by ``doubled`` ``[2B, ...]``; ``result`` is what the network makes of it,
+    and ``unconditional`` u and ``conditional`` c are the halves of that, in ``order``. ``scale`` is a number or a node.
+    ``doubled_inputs`` are the values from outside of which each half reads its own half (text states, time steps), and
+    ``batch_axes`` all interior values with two halves, each with the axis they lie along. ``conditioning`` are the
+    graph's inputs that feed only the conditioning path. ``inputs`` begin with ``latent`` and ``doubled_inputs``;
+    further ``outputs`` are values of the network that are read elsewhere too.
+    """
+
+    kind: ClassVar[str] = "guidance"
+    latent: Node
+    doubled: Node
+    result: Node
+    unconditional: Node
+    conditional: Node
+    order: tuple[str, str]
+    scale: float | Node
+    scale_factor: float = 1.0
+    scale_offset: float = 0.0
+    doubled_inputs: Mapping[Node, int] = field(default_factory=dict)
+    batch_axes: Mapping[Node, int] = field(default_factory=dict)
+    conditioning: tuple[Node, ...] = ()
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "latent": self.latent.name,
+            "result": self.result.name,
+            "order": list(self.order),
+            "scale": self.scale.name if isinstance(self.scale, Node) else self.scale,
+            "scale_factor": self.scale_factor,
+            "scale_offset": self.scale_offset,
+            "doubled_inputs": {node.name: axis for node, axis in self.doubled_inputs.items()},
+            "conditioning": [node.name for node in self.conditioning],
+        }
+
+
 @dataclass(eq=False)
 class Sites:
-    """Everything found in one graph, and the refusals on the way."""
+    """Everything found in one graph, and the refusals on the way; ``near_misses`` are these with the kind refused."""
 
     sites: list[Site] = field(default_factory=list)
     refusals: list[Reason] = field(default_factory=list)
+    near_misses: list[tuple[str, Reason]] = field(default_factory=list)
     residual_stream: tuple[Node, ...] = ()
 
     def __iter__(self) -> Iterator[Site]:

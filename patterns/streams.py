@@ -8,6 +8,7 @@ values (dual streams, a skip connection around everything) the order the program
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,19 +35,22 @@ class Place:
 class Stream:
     """The floating-point values computed from one input, and the narrow places among them."""
 
-    def __init__(self, nodes: list[Node], members: set[Node], position: dict[Node, int]) -> None:
+    def __init__(
+        self, nodes: list[Node], members: set[Node], position: dict[Node, int], skips: Mapping[Node, Node]
+    ) -> None:
         self.members = members
         self.places: dict[int, list[Place]] = {width: [] for width in range(1, WIDEST + 1)}
-        self._sweep(nodes, position)
+        self._sweep(nodes, position, skips)
 
-    def _sweep(self, nodes: list[Node], position: dict[Node, int]) -> None:
+    def _sweep(self, nodes: list[Node], position: dict[Node, int], skips: Mapping[Node, Node]) -> None:
         end = len(nodes)
         expiring: list[list[Node]] = [[] for _ in range(end + 1)]
         last_result = None
         for node in nodes:
             if node not in self.members:
                 continue
-            reads = [user for user in node.users if operation(user) not in SIZE_READERS]
+            # A value kept for a long skip is no part of what goes on in between.
+            reads = [user for user in node.users if operation(user) not in SIZE_READERS and skips.get(node) is not user]
             inner = [position[user] for user in reads if user.op != "output"]
             if any(user.op == "output" for user in reads):
                 last_result = node
@@ -65,8 +69,11 @@ class Stream:
                     places.append(Place(index, values))
 
 
-def streams(graph: NormalGraph, position: dict[Node, int]) -> list[Stream]:
-    """One stream for each input that is no parameter, the ones that reach most of the graph first. Linear time."""
+def streams(graph: NormalGraph, position: dict[Node, int], skips: Mapping[Node, Node]) -> list[Stream]:
+    """One stream for each input that is no parameter, the ones that reach most of the graph first. Linear time.
+
+    ``skips`` maps values kept for a long skip to the node that reads them then.
+    """
     nodes = list(graph.module.graph.nodes)
     inputs = [node for node in graph.placeholders if not graph.is_static(node) and tensor(node) is not None]
     bit = {node: 1 << index for index, node in enumerate(inputs)}
@@ -89,7 +96,7 @@ def streams(graph: NormalGraph, position: dict[Node, int]) -> list[Stream]:
                         size[source] += 1
                         members[source].add(node)
     chosen = sorted(inputs, key=lambda node: -size[node])[:_SOURCES]
-    return [Stream(nodes, members[source], position) for source in chosen if size[source]]
+    return [Stream(nodes, members[source], position, skips) for source in chosen if size[source]]
 
 
 def _floating(value: Any) -> bool:

@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from ..passes import ORDER
 from ..passes.apply import apply
 from ..passes.base import Pass, PlanContext, UserError
-from ..passes.cache import argument_name
+from ..passes.latent import argument_name
 from ..passes.plan import CachedRegion, Plan, Rewrite
 from ..passes.regions import regions_of
 from ..passes.report import GraphReport, RewriteRecord, SiteRecord

@@ -1,0 +1,348 @@
+"""What eager execution does: attentions, feed-forward layers, layers of experts, recurrences and repeated layers.
+
+Everything is counted while the model runs, on real tensors and modules, and shares no code with detection:
+
+- **attention**: a fused attention operator; or a softmax whose argument comes, element by element and by data
+  movement, from a product of two computed tensors, and whose result goes in the same way into another such product. A
+  router (its scores come from a linear layer), a pooling head (its weights multiply element by element) and a
+  classifier are none of these.
+- **feedforward**: a linear layer (or 1x1 convolution), an element-wise function that is not linear, and a linear layer
+  that returns the width the first one read, whose result is added to a value the first one's input was computed from.
+  What enters in between comes from a linear layer with the same input, or is a parameter.
+- **moe**: an execution of a layer of experts: a module with at least two parameters stacked along one leading axis, or
+  one that picks (``topk``, ``argmax``, ``max``) among a list of equal modules with linear layers.
+- **scan**: an execution of a module of a class that the row names as recurrent.
+- **block**: executed members of module lists of which at least two do the same (class, shapes of parameters, input and
+  output) and return what they read. Lists inside a counted member are not counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from .table import Row, call
+
+_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "dot", "addmv", "addbmm"}
+_FUSED = {
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_native_multi_head_attention",
+}
+_SOFTMAX = {"_softmax", "_safe_softmax"}
+_MOVEMENT = (
+    {"view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "squeeze", "unsqueeze"}
+    | {"select", "slice", "split", "split_with_sizes", "chunk", "unbind", "clone", "_to_copy", "alias", "detach"}
+    | {"as_strided", "contiguous", "constant_pad_nd", "index", "index_select", "gather", "cat", "stack", "roll", "flip"}
+    | {"repeat", "unfold", "lift_fresh", "copy_", "diagonal", "narrow", "movedim", "masked_fill", "masked_fill_", "where"}
+    | {"native_dropout", "tril", "triu", "slice_scatter", "select_scatter", "pixel_shuffle", "pixel_unshuffle"}
+)
+_BENT = (
+    {"gelu", "silu", "relu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "elu", "leaky_relu", "mish", "softplus"}
+    | {"erf", "exp", "pow", "clamp_min", "clamp", "hardtanh", "square", "log_sigmoid_forward", "maximum", "threshold"}
+    | {"gelu_", "silu_", "relu_", "hardswish_", "sigmoid_", "hardtanh_", "leaky_relu_", "elu_", "tanh_", "mish_"}
+)
+_NORMS = {"native_layer_norm", "_fused_rms_norm", "native_group_norm", "native_batch_norm"}
+_SUMS = {"add", "add_", "sub", "sub_"}
+_SAME = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "_to_copy", "transpose", "permute"}
+_PICKS = {"topk", "argmax", "max"}
+
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(eq=False)
+class Facts:
+    """What is known about one tensor of the run."""
+
+    index: int = 0
+    """Its number, 0 for parameters, buffers and constants."""
+    ancestors: int = 0
+    """One bit for the number of each tensor it was computed from."""
+    parameter: int | None = None
+    """The rank of the parameter it is a view or cast of."""
+    product: bool = False
+    """Comes element by element from a product of two computed tensors: it may be scores."""
+    weights: frozenset[int] = frozenset()
+    """Numbers of the softmaxes over scores that it comes from element by element."""
+    hidden: frozenset[Layer] | None = None
+    """The linear layers it comes from element by element, when nothing else entered."""
+    bent: bool = False
+    """A function that is not linear was applied since those layers."""
+    source: Facts | None = None
+    """The value this is a view or copy of."""
+    terms: frozenset[int] = frozenset()
+    """Numbers of the values it is a sum of, each perhaps scaled by a parameter."""
+    last: frozenset[Layer] = frozenset()
+    """Possible last layers of a feed-forward whose result this is, scaled, normalised or summed."""
+
+
+    @property
+    def summed(self) -> frozenset[int]:
+        """The values it is a sum of: at least itself."""
+        return self.terms | {self.root.index}
+
+    @property
+    def root(self) -> Facts:
+        """The value itself, behind views and copies."""
+        return self.source or self
+
+
+@dataclass(eq=False)
+class Layer:
+    """One execution of a linear layer."""
+
+    source: Facts
+    width: int
+    first: Layer | None = None
+    chained: bool = False
+    counted: bool = False
+
+
+class Tracker(TorchDispatchMode):
+    """Follows every tensor of one eager run."""
+
+    def __init__(self, module: nn.Module, inputs: Any, running: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.attention: set[int] = set()
+        self.feedforward: list[Layer] = []
+        self.picking: set[int] = set()
+        self._running = running
+        self._facts: dict[int, Facts] = {}
+        self._kept: list[Tensor] = []
+        self._count = 0
+        for parameter in module.parameters():
+            self._know(parameter, Facts(parameter=parameter.dim()))
+        for tensor in tree_leaves(inputs):
+            if isinstance(tensor, Tensor):
+                self._know(tensor, self._fresh())
+
+    def _fresh(self, known: Sequence[Facts] = ()) -> Facts:
+        self._count += 1
+        ancestors = 0
+        for item in known:
+            ancestors |= item.ancestors | (1 << item.index)
+        return Facts(self._count, ancestors & ~1)
+
+    def _know(self, tensor: Tensor, facts: Facts) -> None:
+        self._kept.append(tensor)
+        self._facts[id(tensor)] = facts
+
+    def of(self, tensor: Tensor) -> Facts:
+        """What is known; a tensor never seen before is a buffer or a constant."""
+        return self._facts.get(id(tensor)) or Facts()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        known = [self.of(tensor) for tensor in read]
+        result = func(*args, **(kwargs or {}))
+        if name in _PICKS:
+            self.picking.update(map(id, self._running[-2:]))
+        made = self._made(name, func, args, read, known)
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, Tensor):
+                continue
+            self._know(tensor, made)
+            if func._schema.is_mutable and tensor._base is not None:
+                # Whoever reads the whole later reads what was written into a part of it.
+                self._know(tensor._base, _joined(made, self.of(tensor._base)))
+        return result
+
+    def _made(
+        self, name: str, func: Any, args: Any, read: Sequence[Tensor], known: Sequence[Facts]
+    ) -> Facts:
+        facts = self._fresh(known)
+        computed = [item for item in known if item.index]
+        moves = torch.Tag.pointwise in func.tags or name in _MOVEMENT
+        if name in _FUSED:
+            self.attention.add(facts.index)
+        elif name in _PRODUCTS or name == "convolution":
+            self._product(name, read, known, facts)
+        elif not computed:
+            ranks = [item.parameter for item in known if item.parameter is not None]
+            return Facts(parameter=ranks[0] if ranks and moves else None) if known or not facts.ancestors else facts
+        elif name in _SOFTMAX:
+            facts.weights = frozenset({facts.index}) if known[0].product else frozenset()
+        elif name in _NORMS:
+            facts.last = known[0].last
+        elif moves:
+            if name in _SAME and len(computed) == 1:
+                facts.source = computed[0].root
+            if name in _SUMS or len(computed) == 1 and name not in _BENT:
+                facts.terms = frozenset().union(*(item.summed for item in computed))
+            facts.product = any(item.product for item in computed)
+            facts.weights = frozenset().union(*(item.weights for item in computed))
+            self._hidden(name, facts, computed)
+            self._last(name, facts, computed)
+        return facts
+
+    def _product(self, name: str, read: Sequence[Tensor], known: Sequence[Facts], facts: Facts) -> None:
+        if name == "convolution":
+            weight = read[1]
+            if known[1].parameter is not None and all(size == 1 for size in weight.shape[2:]):
+                if weight.shape[1] == read[0].shape[1]:
+                    self._linear(known[0], weight.shape[1], weight.shape[0], facts)
+            return
+        left, right = (-2, -1) if name in ("addmm", "baddbmm", "addmv", "addbmm") else (0, 1)
+        one, other = known[left], known[right]
+        if one.index and other.index:
+            facts.product = not (one.weights or other.weights)
+            self.attention |= one.weights | other.weights
+        elif one.index and other.parameter == 2 and name in ("mm", "addmm", "bmm"):
+            self._linear(one, read[right].shape[-2], read[right].shape[-1], facts)
+
+    def _linear(self, source: Facts, width: int, features: int, facts: Facts) -> None:
+        layer = Layer(source.root, width)
+        hidden = source.hidden if source.bent and source.hidden else frozenset()
+        layer.chained = bool(hidden)
+        first = next(iter(hidden), None)
+        if first is not None and first.width == features and not first.chained:
+            layer.first = first
+            facts.last = frozenset({layer})
+        facts.hidden = frozenset({layer})
+
+    def _hidden(self, name: str, facts: Facts, computed: Sequence[Facts]) -> None:
+        if name == "cat":
+            # An attention's result may lie beside the hidden values.
+            computed = [item for item in computed if item.hidden and item.bent] or computed
+        if any(item.hidden is None for item in computed):
+            return
+        layers = frozenset().union(*(item.hidden or frozenset() for item in computed))
+        if len({id(layer.source) for layer in layers}) == 1 and len(layers) <= 2:
+            facts.hidden = layers
+            gated = name in ("mul", "mul_") and len(computed) == 2
+            facts.bent = gated or name in _BENT or any(item.bent for item in computed)
+
+    def _last(self, name: str, facts: Facts, computed: Sequence[Facts]) -> None:
+        if name in _BENT:
+            return
+        layers = frozenset().union(*(item.last for item in computed))
+        if name in _SUMS and len(computed) == 2:
+            for one, other in (computed, computed[::-1]):
+                for layer in one.last:
+                    assert layer.first is not None
+                    source = layer.first.source
+                    stream = source.ancestors | (1 << source.index)
+                    if not layer.counted and any(stream >> term & 1 for term in other.summed):
+                        layer.counted = True
+                        self.feedforward.append(layer)
+        facts.last = frozenset(layer for layer in layers if not layer.counted)
+
+
+def _joined(one: Facts, other: Facts) -> Facts:
+    return Facts(
+        one.index,
+        one.ancestors | other.ancestors | (1 << other.index) & ~1,
+        product=one.product or other.product,
+        weights=one.weights | other.weights,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """An execution of a member of a module list."""
+
+    path: str
+    likeness: Any
+
+
+@dataclass(eq=False)
+class Eager:
+    """The counts of one eager run, and the paths of the repeated layers in the order they ran."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    blocks: list[str] = field(default_factory=list)
+    recurrent: list[str] = field(default_factory=list)
+    experts: list[str] = field(default_factory=list)
+    result: Any = None
+
+
+def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
+    """Run ``module`` eagerly once and count what it does."""
+    found = Eager()
+    running: list[nn.Module] = []
+    lists: dict[str, list[Member]] = defaultdict(list)
+    paths = {child: path for path, child in module.named_modules()}
+    home = {
+        member: path
+        for path, holder in module.named_modules()
+        if isinstance(holder, nn.ModuleList | nn.Sequential | nn.ModuleDict)
+        for member in holder.children()
+        if any(weight.dim() >= 2 for weight in member.parameters())
+    }
+    choosing: list[nn.Module] = []
+
+    def enter(child: nn.Module, args: Any) -> None:
+        running.append(child)
+
+    def leave(child: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        running.pop()
+        if type(child).__name__ in row.recurrent:
+            found.recurrent.append(paths[child])
+        if _stacks_experts(child):
+            found.experts.append(paths[child])
+        if _lists_experts(child):
+            choosing.append(child)
+        if child in home:
+            shapes = tuple(tuple(part.weight.shape) for part in child.modules() if isinstance(part, _LAYERS))
+            given, made = _shapes((args, kwargs)), _shapes(result)
+            if made and made[0] in given:
+                lists[home[child]].append(Member(paths[child], (type(child), shapes, tuple(given[:1]), tuple(made[:1]))))
+
+    handles = [child.register_forward_pre_hook(enter) for child in paths]
+    handles += [child.register_forward_hook(leave, with_kwargs=True) for child in paths]
+    tracker = Tracker(module, dict(inputs), running)
+    try:
+        with torch.no_grad(), tracker:
+            found.result = call(module, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found.experts += [paths[child] for child in choosing if id(child) in tracker.picking]
+    found.blocks = _repeated(lists)
+    found.counts = Counter(
+        attention=len(tracker.attention),
+        feedforward=len(tracker.feedforward),
+        moe=len(found.experts),
+        scan=len(found.recurrent),
+        block=len(found.blocks),
+    )
+    return found
+
+
+def _shapes(value: Any) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _stacks_experts(module: nn.Module) -> bool:
+    stacked = Counter(weight.shape[0] for weight in module.parameters(recurse=False) if weight.dim() == 3)
+    return any(experts >= 2 and number >= 2 for experts, number in stacked.items())
+
+
+def _lists_experts(module: nn.Module) -> bool:
+    for child in module.children():
+        members = list(child.children())
+        if isinstance(child, nn.ModuleList | nn.ModuleDict) and len(members) >= 2:
+            linears = [sum(isinstance(part, nn.Linear) for part in member.modules()) for member in members]
+            if len({type(member) for member in members}) == 1 and min(linears) >= 2:
+                return True
+    return False
+
+
+def _repeated(lists: Mapping[str, Sequence[Member]]) -> list[str]:
+    found: list[str] = []
+    for _, members in sorted(lists.items()):
+        counts = Counter(member.likeness for member in members)
+        for member in members:
+            inside = any(member.path.startswith(f"{path}.") for path in found)
+            if counts[member.likeness] >= 2 and not inside:
+                found.append(member.path)
+    return found

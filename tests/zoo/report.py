@@ -1,0 +1,124 @@
+"""``make zoo``: every architecture, every site proven, and ``docs/zoo.md`` written.
+
+``python -m tests.zoo.report [names or kinds]`` measures some rows only and prints them without writing the page.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from .exceptions import EXCEPTIONS
+from .measure import KINDS, Result, measure
+from .rows import ROWS
+from .table import declare_torchvision_operators
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "zoo.md"
+
+_HEAD = """# The model zoo
+
+`make zoo` writes this page. Each architecture is built tiny from its configuration (random weights, nothing downloaded),
+run eagerly once, captured by `torch.compile`, brought to normal form, and searched; every site is then proven by
+execution (`verify="always"`). "Found / expected" compares detection with what *eager execution* did: the rules by which
+that is counted are at the head of `tests/zoo/eager.py` and share no code with detection. Time is that of detection
+alone, in seconds, on the machine that wrote this page.
+"""
+
+
+def _line(result: Result) -> str:
+    cells = [result.row.name, result.row.library, str(result.nodes), str(result.graphs)]
+    for kind in KINDS:
+        found, expected = result.found[kind], result.eager.counts[kind]
+        mark = "" if found == expected else " \\*"
+        cells.append(f"{found} / {expected}{mark}" if found or expected else "")
+    return "| " + " | ".join([*cells, f"{result.seconds:.2f}"]) + " |"
+
+
+def _totals(results: list[Result]) -> list[str]:
+    lines = ["| kind | expected | found | missing | false | recall |", "|---|---|---|---|---|---|"]
+    for kind in KINDS:
+        expected = sum(result.eager.counts[kind] for result in results)
+        missing = sum(max(result.missing[kind], 0) for result in results)
+        false = sum(max(-result.missing[kind], 0) for result in results)
+        found = sum(result.found[kind] for result in results)
+        recall = f"{(expected - missing) / expected:.1%}" if expected else ""
+        lines.append(f"| {kind} | {expected} | {found} | {missing} | {false} | {recall} |")
+    return lines
+
+
+def _differences(results: list[Result]) -> list[str]:
+    lines = []
+    for result in results:
+        if result.exact:
+            continue
+        missing = {kind: number for kind, number in result.missing.items() if number}
+        what = ", ".join(
+            f"{abs(number)} {kind} {'not found' if number > 0 else 'more than eager ran'}"
+            for kind, number in missing.items()
+        )
+        lines.append(f"- **{result.row.name}**: {what or 'counts agree'}.")
+        if result.row.name in EXCEPTIONS:
+            lines.append(f"  {EXCEPTIONS[result.row.name].reason}")
+        reasons = Counter(f"`{reason.code}`: {reason.text}" for reason in (*result.unproven, *result.given_up))
+        if any(number > 0 for number in missing.values()):
+            reasons.update(f"`{reason.code}`: {reason.text}" for reason in result.refusals)
+        lines += [f"  - {text}" + (f" ({count} times)" if count > 1 else "") for text, count in reasons.items()]
+    return lines
+
+
+def page(results: list[Result], failed: dict[str, str]) -> str:
+    """The whole page as markdown."""
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "diffusers", "timm")
+    )
+    lines = [_HEAD, f"Versions: {versions}.", ""]
+    for title, held_out in (("Architectures detection was developed on", False), ("Held out", True)):
+        chosen = [result for result in results if result.row.held_out == held_out]
+        if not chosen:
+            continue
+        exact = sum(result.exact for result in chosen)
+        lines += [f"## {title}", "", f"{len(chosen)} architectures, {exact} of them without any difference.", ""]
+        lines += [*_totals(chosen), ""]
+        for kind in dict.fromkeys(result.row.kind for result in chosen):
+            lines += [f"### {kind.capitalize()}", ""]
+            lines += ["| architecture | library | nodes | graphs | " + " | ".join(KINDS) + " | seconds |"]
+            lines += ["|---" * (5 + len(KINDS)) + "|"]
+            lines += [*(_line(result) for result in chosen if result.row.kind == kind), ""]
+    differences = _differences(results)
+    if differences:
+        lines += ["## Where the counts differ (\\*)", "", *differences, ""]
+    if failed:
+        lines += ["## Not run", "", *(f"- **{name}**: {text}" for name, text in failed.items()), ""]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and print; write the page when everything was measured. 1 when something unexplained differs."""
+    warnings.filterwarnings("ignore")
+    declare_torchvision_operators()
+    chosen = [row for row in ROWS.values() if not arguments or {row.name, row.kind, row.library} & set(arguments)]
+    results: list[Result] = []
+    failed: dict[str, str] = {}
+    for row in chosen:
+        try:
+            results.append(measure(row, "always"))
+        except Exception as error:
+            failed[row.name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            print(f"{row.name}: {failed[row.name]}", flush=True)
+            continue
+        print(_line(results[-1]), flush=True)
+        for text in [] if results[-1].exact else _differences(results[-1:]):
+            print(f"    {text}", flush=True)
+        gc.collect()
+    if not arguments:
+        PAGE.write_text(page(results, failed))
+    unexplained = [result.row.name for result in results if not result.exact and result.row.name not in EXCEPTIONS]
+    return 1 if failed or unexplained else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,8 @@
+"""Every architecture of the zoo by name."""
+
+from __future__ import annotations
+
+from . import diffusion, sound, text, vision
+from .table import Row
+
+ROWS: dict[str, Row] = {row.name: row for row in (*text.ROWS, *vision.ROWS, *sound.ROWS, *diffusion.ROWS)}

@@ -23,6 +23,7 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .batching import BatchingInterpreter
+from .functional import without_writes
 from .graph import NormalGraph
 from .reasons import Reason
 
@@ -64,7 +65,20 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
         # A value the tracer did not know (a wrapper of some transform) was recorded as a constant: not the same graph.
         return Reason("not-normalised", "the retrace lost track of a computed value", tuple(lost))
     _carry_over(module, retraced, fakes)
+    _forget_writes(retraced, fake_mode)
     return NormalGraph(retraced, module, fake_mode, torch.is_grad_enabled())
+
+
+def _forget_writes(module: GraphModule, fake_mode: FakeTensorMode) -> None:
+    if torch.is_grad_enabled() and any("_set_grad_enabled" in str(node.target) for node in module.graph.nodes):
+        return  # a write inside a no_grad region leaves its value's gradient history alone; a new value would not
+
+    def run(target: Any, args: Any, kwargs: Any) -> Any:
+        with fake_mode, torch.no_grad():
+            return target(*args, **kwargs)
+
+    if without_writes(module.graph, run):
+        module.recompile()
 
 
 def _fake_mode(inputs: Sequence[Any]) -> FakeTensorMode:

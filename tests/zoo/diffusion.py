@@ -239,7 +239,6 @@ ROWS = (
         | {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
         | {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")},
         {"sample": real(2, 4, 8, 8), "timestep": _STEPS, "encoder_hidden_states": _TEXT},
-        fast=True,
     ),
     _image(
         "unet",
@@ -289,7 +288,6 @@ ROWS = (
         {**_HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 32, "freq_dim": 16, "ffn_dim": 64}
         | {"num_layers": 3, "rope_max_seq_len": 32},
         {"hidden_states": real(2, 4, 2, 8, 8), "timestep": _STEPS, "encoder_hidden_states": _TEXT},
-        fast=True,
     ),
     _video(
         "ltx",
@@ -305,6 +303,7 @@ ROWS = (
             "height": given(lambda: 4),
             "width": given(lambda: 4),
         },
+        fast=True,
     ),
     _video(
         "hunyuan-video",

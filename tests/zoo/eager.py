@@ -10,10 +10,10 @@ Everything is counted while the model runs, on real tensors and modules, and sha
   that returns the width the first one read, whose result is added to a value the first one's input was computed from.
   What enters in between comes from a linear layer with the same input, or is a parameter.
 - **moe**: an execution of a layer of experts: a module with at least two parameters stacked along one leading axis, or
-  one that picks (``topk``, ``argmax``, ``max``) among a list of equal modules with linear layers.
+  with a list of equal modules with linear layers, where something was picked (``topk``, ``argmax``, ``max``).
 - **scan**: an execution of a module of a class that the row names as recurrent.
-- **block**: executed members of module lists of which at least two do the same (class, shapes of parameters, input and
-  output) and return what they read. Lists inside a counted member are not counted.
+- **block**: executed members of module lists that return what they read, add something to it on the way, and of which
+  at least two do the same (class, shapes of parameters, input and output). Lists inside a counted member do not count.
 """
 
 from __future__ import annotations
@@ -41,7 +41,18 @@ _MOVEMENT = (
     {"view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "squeeze", "unsqueeze"}
     | {"select", "slice", "split", "split_with_sizes", "chunk", "unbind", "clone", "_to_copy", "alias", "detach"}
     | {"as_strided", "contiguous", "constant_pad_nd", "index", "index_select", "gather", "cat", "stack", "roll", "flip"}
-    | {"repeat", "unfold", "lift_fresh", "copy_", "diagonal", "narrow", "movedim", "masked_fill", "masked_fill_", "where"}
+    | {
+        "repeat",
+        "unfold",
+        "lift_fresh",
+        "copy_",
+        "diagonal",
+        "narrow",
+        "movedim",
+        "masked_fill",
+        "masked_fill_",
+        "where",
+    }
     | {"native_dropout", "tril", "triu", "slice_scatter", "select_scatter", "pixel_shuffle", "pixel_unshuffle"}
 )
 _BENT = (
@@ -51,11 +62,19 @@ _BENT = (
 )
 _NORMS = {"native_layer_norm", "_fused_rms_norm", "native_group_norm", "native_batch_norm"}
 _SUMS = {"add", "add_", "sub", "sub_"}
-_SAME = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "_to_copy", "transpose", "permute"}
+_SAME = {
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "_reshape_alias",
+    "clone",
+    "alias",
+    "detach",
+    "_to_copy",
+    "transpose",
+    "permute",
+}
 _PICKS = {"topk", "argmax", "max"}
-
-
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(eq=False)
@@ -82,7 +101,6 @@ class Facts:
     """Numbers of the values it is a sum of, each perhaps scaled by a parameter."""
     last: frozenset[Layer] = frozenset()
     """Possible last layers of a feed-forward whose result this is, scaled, normalised or summed."""
-
 
     @property
     def summed(self) -> frozenset[int]:
@@ -114,6 +132,7 @@ class Tracker(TorchDispatchMode):
         self.attention: set[int] = set()
         self.feedforward: list[Layer] = []
         self.picking: set[int] = set()
+        self.sums: list[frozenset[int]] = []
         self._running = running
         self._facts: dict[int, Facts] = {}
         self._kept: list[Tensor] = []
@@ -145,7 +164,7 @@ class Tracker(TorchDispatchMode):
         known = [self.of(tensor) for tensor in read]
         result = func(*args, **(kwargs or {}))
         if name in _PICKS:
-            self.picking.update(map(id, self._running[-2:]))
+            self.picking.update(map(id, self._running[-3:]))
         made = self._made(name, func, args, read, known)
         for tensor in tree_leaves(result):
             if not isinstance(tensor, Tensor):
@@ -156,9 +175,7 @@ class Tracker(TorchDispatchMode):
                 self._know(tensor._base, _joined(made, self.of(tensor._base)))
         return result
 
-    def _made(
-        self, name: str, func: Any, args: Any, read: Sequence[Tensor], known: Sequence[Facts]
-    ) -> Facts:
+    def _made(self, name: str, func: Any, args: Any, read: Sequence[Tensor], known: Sequence[Facts]) -> Facts:
         facts = self._fresh(known)
         computed = [item for item in known if item.index]
         moves = torch.Tag.pointwise in func.tags or name in _MOVEMENT
@@ -178,6 +195,8 @@ class Tracker(TorchDispatchMode):
                 facts.source = computed[0].root
             if name in _SUMS or len(computed) == 1 and name not in _BENT:
                 facts.terms = frozenset().union(*(item.summed for item in computed))
+            if name in _SUMS and len(computed) == 2:
+                self.sums.append(facts.terms)
             facts.product = any(item.product for item in computed)
             facts.weights = frozenset().union(*(item.weights for item in computed))
             self._hidden(name, facts, computed)
@@ -246,17 +265,20 @@ def _joined(one: Facts, other: Facts) -> Facts:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Member:
-    """An execution of a member of a module list."""
+    """An execution of a member of a module list: the values it reads, and how many sums were made before it."""
 
     path: str
-    likeness: Any
+    reads: list[Facts]
+    sums: int
+    likeness: Any = None
+    adds: bool = False
 
 
 @dataclass(eq=False)
 class Eager:
-    """The counts of one eager run, and the paths of the repeated layers in the order they ran."""
+    """The counts of one eager run, and where the things counted by module are, in the order they ran."""
 
     counts: Counter[str] = field(default_factory=Counter)
     blocks: list[str] = field(default_factory=list)
@@ -269,45 +291,56 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
     """Run ``module`` eagerly once and count what it does."""
     found = Eager()
     running: list[nn.Module] = []
-    lists: dict[str, list[Member]] = defaultdict(list)
+    tracker = Tracker(module, dict(inputs), running)
     paths = {child: path for path, child in module.named_modules()}
+    lists: dict[str, list[Member]] = defaultdict(list)
     home = {
         member: path
         for path, holder in module.named_modules()
         if isinstance(holder, nn.ModuleList | nn.Sequential | nn.ModuleDict)
         for member in holder.children()
-        if any(weight.dim() >= 2 for weight in member.parameters())
+        if not isinstance(member, nn.ModuleList | nn.Sequential | nn.ModuleDict)
+        and any(weight.dim() >= 2 for weight in member.parameters())
     }
-    choosing: list[nn.Module] = []
+    started: list[Member] = []
+    experts: list[tuple[str, set[int]]] = []
 
-    def enter(child: nn.Module, args: Any) -> None:
+    def enter(child: nn.Module, args: Any, kwargs: Any) -> None:
         running.append(child)
+        if child in home:
+            reads = [tracker.of(leaf).root for leaf in tree_leaves((args, kwargs)) if _floats(leaf)]
+            started.append(Member(paths[child], reads, len(tracker.sums)))
 
     def leave(child: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         running.pop()
         if type(child).__name__ in row.recurrent:
             found.recurrent.append(paths[child])
         if _stacks_experts(child):
-            found.experts.append(paths[child])
-        if _lists_experts(child):
-            choosing.append(child)
+            experts.append((paths[child], {id(child), id(running[-1])} if running else {id(child)}))
+        experts.extend((f"{paths[child]}.{name}".strip("."), {id(child)}) for name in _lists_of_experts(child))
         if child in home:
-            shapes = tuple(tuple(part.weight.shape) for part in child.modules() if isinstance(part, _LAYERS))
+            member = started.pop()
             given, made = _shapes((args, kwargs)), _shapes(result)
+            own = {facts.index for facts in member.reads}
+            member.adds = any(own & terms for terms in tracker.sums[member.sums :])
+            member.likeness = (type(child), _weights(child), tuple(given[:1]), tuple(made[:1]))
             if made and made[0] in given:
-                lists[home[child]].append(Member(paths[child], (type(child), shapes, tuple(given[:1]), tuple(made[:1]))))
+                lists[home[child]].append(member)
 
-    handles = [child.register_forward_pre_hook(enter) for child in paths]
+    handles = [child.register_forward_pre_hook(enter, with_kwargs=True) for child in paths]
     handles += [child.register_forward_hook(leave, with_kwargs=True) for child in paths]
-    tracker = Tracker(module, dict(inputs), running)
     try:
         with torch.no_grad(), tracker:
             found.result = call(module, inputs)
     finally:
         for handle in handles:
             handle.remove()
-    found.experts += [paths[child] for child in choosing if id(child) in tracker.picking]
     found.blocks = _repeated(lists)
+    found.experts = [
+        path
+        for path, nearby in experts
+        if nearby & tracker.picking and not any(block.startswith(f"{path}.") for block in found.blocks)
+    ]
     found.counts = Counter(
         attention=len(tracker.attention),
         feedforward=len(tracker.feedforward),
@@ -318,8 +351,18 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
     return found
 
 
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _shapes(value: Any) -> list[tuple[int, ...]]:
-    return [tuple(leaf.shape) for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [tuple(leaf.shape) for leaf in tree_leaves(value) if _floats(leaf)]
+
+
+def _weights(module: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the parameters; the first of equal layers often holds the table of a bias for all of them."""
+    parts = (part for part in module.modules() if not isinstance(part, nn.Embedding))
+    return tuple(tuple(weight.shape) for part in parts for weight in part.parameters(recurse=False))
 
 
 def _stacks_experts(module: nn.Module) -> bool:
@@ -327,22 +370,23 @@ def _stacks_experts(module: nn.Module) -> bool:
     return any(experts >= 2 and number >= 2 for experts, number in stacked.items())
 
 
-def _lists_experts(module: nn.Module) -> bool:
-    for child in module.children():
+def _lists_of_experts(module: nn.Module) -> list[str]:
+    found = []
+    for name, child in module.named_children():
         members = list(child.children())
         if isinstance(child, nn.ModuleList | nn.ModuleDict) and len(members) >= 2:
             linears = [sum(isinstance(part, nn.Linear) for part in member.modules()) for member in members]
             if len({type(member) for member in members}) == 1 and min(linears) >= 2:
-                return True
-    return False
+                found.append(name)
+    return found
 
 
 def _repeated(lists: Mapping[str, Sequence[Member]]) -> list[str]:
     found: list[str] = []
     for _, members in sorted(lists.items()):
-        counts = Counter(member.likeness for member in members)
+        counts = Counter(member.likeness for member in members if member.adds)
         for member in members:
             inside = any(member.path.startswith(f"{path}.") for path in found)
-            if counts[member.likeness] >= 2 and not inside:
+            if member.adds and counts[member.likeness] >= 2 and not inside:
                 found.append(member.path)
     return found

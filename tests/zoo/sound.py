@@ -67,9 +67,16 @@ ROWS = (
         {"input_features": real(2, 32, 16), "decoder_input_ids": ids(2, 7)},
     ),
     _sound("moonshine", "MoonshineModel", {}, {"input_values": real(2, 4000), "decoder_input_ids": ids(2, 7)}),
-    _sound("wav2vec2-bert", "Wav2Vec2BertModel", {"feature_projection_input_dim": 16}, {"input_features": real(2, 20, 16)}),
+    _sound(
+        "wav2vec2-bert", "Wav2Vec2BertModel", {"feature_projection_input_dim": 16}, {"input_features": real(2, 20, 16)}
+    ),
     _both("clip", "CLIPModel", _CLIP, {"input_ids": ids(2, 12), "pixel_values": _PICTURE}, fast=True),
-    _both("siglip", "SiglipModel", {"text_config": {}, "vision_config": {}}, {"input_ids": ids(2, 12), "pixel_values": _PICTURE}),
+    _both(
+        "siglip",
+        "SiglipModel",
+        {"text_config": {}, "vision_config": {}},
+        {"input_ids": ids(2, 12), "pixel_values": _PICTURE},
+    ),
     _both(
         "blip",
         "BlipModel",
@@ -79,21 +86,25 @@ ROWS = (
     _both(
         "llava",
         "LlavaModel",
-        {"text_config": {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96}
-         | {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 120},
-         "vision_config": {"model_type": "clip_vision_model", "hidden_size": 48, "intermediate_size": 96}
-         | {"num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}}
+        {
+            "text_config": {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96}
+            | {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 120},
+            "vision_config": {"model_type": "clip_vision_model", "hidden_size": 48, "intermediate_size": 96}
+            | {"num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8},
+        }
         | {"image_token_index": 5},
         {"input_ids": _prompt(16, 5), "pixel_values": _PICTURE},
     ),
     _both(
         "paligemma",
         "PaliGemmaModel",
-        {"text_config": {"model_type": "gemma", "num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96}
-         | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "vocab_size": 120},
-         "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 48, "intermediate_size": 96}
-         | {"num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
-         | {"vision_use_head": False}}
+        {
+            "text_config": {"model_type": "gemma", "num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96}
+            | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "vocab_size": 120},
+            "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 48, "intermediate_size": 96}
+            | {"num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+            | {"vision_use_head": False},
+        }
         | {"image_token_index": 5, "projection_dim": 48},
         {"input_ids": _prompt(16, 5), "pixel_values": _PICTURE},
     ),
@@ -125,8 +136,12 @@ ROWS = (
         {"cross_attention_layers": [1], "num_hidden_layers": 3},
         {"input_ids": ids(2, 12)},
     ),
-    _both("qformer", "Blip2QFormerModel", {"encoder_hidden_size": 24},
-          {"query_embeds": real(2, 5, 48), "encoder_hidden_states": real(2, 9, 24)}),
+    _both(
+        "qformer",
+        "Blip2QFormerModel",
+        {"encoder_hidden_size": 24},
+        {"query_embeds": real(2, 5, 48), "encoder_hidden_states": real(2, 9, 24)},
+    ),
     _both(
         "detr",
         "DetrModel",

@@ -173,5 +173,3 @@ def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
     if set(inputs) == {"x"}:
         return module(inputs["x"])
     return module(**inputs)
-
-

@@ -98,7 +98,7 @@ class Facts:
     source: Facts | None = None
     """The value this is a view or copy of."""
     terms: frozenset[int] = frozenset()
-    """Numbers of the values it is a sum of, each perhaps scaled by a parameter."""
+    """Numbers of the values it is a sum or concatenation of, each perhaps scaled by a parameter."""
     last: frozenset[Layer] = frozenset()
     """Possible last layers of a feed-forward whose result this is, scaled, normalised or summed."""
 
@@ -193,7 +193,7 @@ class Tracker(TorchDispatchMode):
         elif moves:
             if name in _SAME and len(computed) == 1:
                 facts.source = computed[0].root
-            if name in _SUMS or len(computed) == 1 and name not in _BENT:
+            if name in _SUMS or name == "cat" or (len(computed) == 1 and name not in _BENT):
                 facts.terms = frozenset().union(*(item.summed for item in computed))
             if name in _SUMS and len(computed) == 2:
                 self.sums.append(facts.terms)

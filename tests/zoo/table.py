@@ -92,7 +92,8 @@ IMAGE: Mapping[str, Value] = {"pixel_values": real(2, 3, 32, 32)}
 class Row:
     """One architecture.
 
-    ``library`` is ``transformers``, ``diffusers`` or ``timm``; ``model`` a class of it (timm: a registered name, or ``file:Class``).
+    ``library`` is ``transformers``, ``diffusers`` or ``timm``; ``model`` a class of it (timm: a registered name, or
+    ``file:Class``).
     ``recurrent`` names the classes whose forward runs a recurrence over time: eager counts their executions.
     ``fast`` rows make up the slice that runs on every change; ``held_out`` rows were first run when detection was done.
     """

@@ -24,8 +24,8 @@ _HEAD = """# The model zoo
 `make zoo` writes this page. Each architecture is built tiny from its configuration (random weights, nothing
 downloaded), run eagerly once, captured by `torch.compile`, brought to normal form, and searched; every site is then
 proven by execution (`verify="always"`). "Found / expected" compares detection with what *eager execution* did: the
-rules by which that is counted are at the head of `tests/zoo/eager.py` and share no code with detection. Time is that of detection
-alone, in seconds, on the machine that wrote this page.
+rules by which that is counted are at the head of `tests/zoo/eager.py` and share no code with detection. Time is that
+of detection alone, in seconds, on the machine that wrote this page.
 """
 
 

@@ -34,7 +34,7 @@ def gradients(run: Any, owner: nn.Module, args: Any, kwargs: Any) -> tuple[list[
 
 
 def check(name: str) -> None:
-    model, args, kwargs = BUILDERS[name]()
+    model, args, kwargs = BUILDERS[name](1)
     reference = copy.deepcopy(model)
     outputs, expected = gradients(reference, reference, args, kwargs)
     compiled = torch.compile(model, backend="laconic")

@@ -30,9 +30,11 @@ _HOME = {
     "disable": "passes",
     "graph_pass": "passes",
     "cache": "passes",
+    "interval_table": "passes.cache_static",
     "merge_tokens": "passes",
     "quantize": "passes",
     "scan": "passes",
+    "search_table": "passes.table_search",
     "selective_scan": "passes",
     "sparse_attention": "passes",
     "unroll_convolution": "passes",
@@ -54,11 +56,13 @@ __all__ = [
     "disable",
     "explain",
     "graph_pass",
+    "interval_table",
     "merge_tokens",
     "operator",
     "quantize",
     "report",
     "scan",
+    "search_table",
     "selective_scan",
     "session",
     "sparse_attention",
@@ -81,9 +85,11 @@ if TYPE_CHECKING:
         unroll_convolution,
     )
     from .passes.base import Pass, PlanContext, Policy, UserError
+    from .passes.cache_static import interval_table
     from .passes.dialect import operator
     from .passes.plan import Fidelity, Plan, Rewrite
     from .passes.report import Report
+    from .passes.table_search import search_table
     from .patterns.reasons import Reason
 
 

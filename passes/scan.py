@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Interpreter
 from ..patterns import recurrence as meaning
 from ..patterns.describe import size_hint
 from ..patterns.reasons import Reason
-from ..patterns.sites import Scan, SelectiveScan, Site
+from ..patterns.sites import Recurrence, Scan, SelectiveScan, Site
 from .base import PlanContext, Policy, register
 from .ops.recurrence import linear_recurrence
 from .ops.selective_scan import selective_scan as selective_scan_operator
@@ -31,11 +31,13 @@ class LinearScan(Policy):
     compile. Source: Blelloch, "Prefix Sums and Their Applications" (1990).
     """
 
-    kinds: ClassVar[tuple[type[Site], ...]] = (Scan,)
+    kinds: ClassVar[tuple[type[Site], ...]] = (Scan, Recurrence)
     fidelity: ClassVar[Fidelity] = Fidelity.REORDERED
     gradient: ClassVar[bool] = True
 
-    def rewrite(self, site: Scan, context: PlanContext) -> Rewrite | Reason | None:
+    def rewrite(self, site: Scan | Recurrence, context: PlanContext) -> Rewrite | Reason | None:
+        if isinstance(site, Recurrence):
+            return site.obstacle
         if site.program is None:
             return Reason("not-proven", "the site has no program", tuple(node.name for node in site.outputs))
         return Rewrite(

@@ -64,6 +64,14 @@ def matmul(a: Tensor, b: Tensor, ranks: tuple[int, int], lifted: tuple[bool, boo
     return out.squeeze(-1 if ranks[1] == 1 else -2) if ranks[0] == 1 else out
 
 
+def einsum(equation: str, operands: Sequence[Tensor], lifted: Sequence[bool]) -> Tensor:
+    """``torch.einsum`` in each step."""
+    letter = next(item for item in "zyxwvutsrqponmlkjihgfedcbaZYXWVUTSRQPONMLKJIHGFEDCBA" if item not in equation)
+    sides, _, result = equation.replace(" ", "").partition("->")
+    marked = [letter + side if stacked else side for side, stacked in zip(sides.split(","), lifted, strict=True)]
+    return torch.einsum(f"{','.join(marked)}->{letter}{result}", *operands)
+
+
 def reshape(value: Tensor, sizes: Sequence[Any]) -> Tensor:
     """The view of each step."""
     return value.reshape(value.shape[0], *sizes)
@@ -139,6 +147,7 @@ _OTHERS = {
     aten.stack.default,
     aten.cat.default,
     aten.layer_norm.default,
+    aten.einsum.default,
     operator.getitem,
 }
 
@@ -178,6 +187,13 @@ def rule(node: Node, values: Mapping[Node, Value], length: int) -> Call | Reason
     if target in _MATMULS:
         a, b = (values[item] for item in node.args[:2] if isinstance(item, Node))
         return matmul, (a.node, b.node, (a.rank, b.rank), (a.lifted, b.lifted)), {}
+    if target is aten.einsum.default:
+        equation: Any = node.args[0]
+        operands: list[Node] = list(node.args[1])  # type: ignore[arg-type]
+        if "->" not in equation:
+            return Reason("unsupported-op", "an einsum that does not name its result", (node.name,))
+        lifted_operands = tuple(values[item].lifted for item in operands)
+        return einsum, (equation, [values[item].node for item in operands], lifted_operands), {}
     head = node.args[0]
     if not (isinstance(head, Node) and values[head].lifted) or any(
         value.lifted for item, value in values.items() if item is not head

@@ -99,7 +99,7 @@ class Lifter:
                         operands
                         if isinstance(operands, Reason)
                         else Reason(
-                            "unsupported-shape", f"a step is deeper than {MAXIMUM_DEPTH} operators", _names(steps)
+                            "unsupported-shape", f"a step is deeper than {MAXIMUM_DEPTH} operators", names(steps)
                         )
                     )
                     return self._fail(root, self._memo[steps])
@@ -127,7 +127,7 @@ class Lifter:
             indices = [self.states.get(node, -1) for node in steps]
             stride = _stride(indices)
             if -1 in indices or stride is None:
-                return Reason("not-proven", "the states are not read in time order", _names(steps))
+                return Reason("not-proven", "the states are not read in time order", names(steps))
             node = self.call(batched.take, self.stacked.node, 0, indices[0], stride, len(steps), False)
             return Value(node, True, first.meta["val"].dim())
         pieces = [piece_of(node) for node in steps]
@@ -139,7 +139,7 @@ class Lifter:
             return None
         stride = _stride([piece.index for piece in pieces if piece is not None])
         if stride is None:
-            return Reason("not-proven", f"the steps do not read {head.source.name} in time order", _names(steps))
+            return Reason("not-proven", f"the steps do not read {head.source.name} in time order", names(steps))
         if not self.independent(head.source):
             return Reason(
                 "not-proven", f"the steps read {head.source.name}, which depends on them", (head.source.name,)
@@ -158,26 +158,24 @@ class Lifter:
             node.op != "call_function" or node.target is not first.target or len(node.args) != len(first.args)
             for node in steps
         ):
-            return Reason("not-proven", "the steps are not the same computation", _names(steps))
-        flat = [_flatten(node) for node in steps]
+            return Reason("not-proven", "the steps are not the same computation", names(steps))
+        flat = [flatten(node) for node in steps]
         if any(len(row) != len(flat[0]) for row in flat):
-            return Reason("not-proven", "the steps are not the same computation", _names(steps))
+            return Reason("not-proven", "the steps are not the same computation", names(steps))
         operands: list[tuple[Node, ...]] = []
         for column in zip(*flat, strict=True):
             nodes = [item for item in column if isinstance(item, Node)]
             if len(nodes) == len(column):
                 operands.append(tuple(nodes))
-            elif nodes or any(not _same(item, column[0]) for item in column):
-                return Reason("not-proven", "one step has another constant than the rest", _names(steps))
+            elif nodes or any(not same(item, column[0]) for item in column):
+                return Reason("not-proven", "one step has another constant than the rest", names(steps))
         return operands
 
     def _apply(self, steps: tuple[Node, ...]) -> Value | Reason:
         first = steps[0]
         columns = {
             id(row[0]): tuple(row)
-            for row in zip(
-                *([item for item in _flatten(node) if isinstance(item, Node)] for node in steps), strict=True
-            )
+            for row in zip(*([item for item in flatten(node) if isinstance(item, Node)] for node in steps), strict=True)
         }
         values: dict[Node, Value] = {}
         for row in columns.values():
@@ -185,18 +183,18 @@ class Lifter:
             if isinstance(value, Reason):
                 return value
             if values.setdefault(row[0], value) is not value:
-                return Reason("not-proven", "an operand has two roles in different steps", _names(steps))
+                return Reason("not-proven", "an operand has two roles in different steps", names(steps))
         if not any(value.lifted for value in values.values()):
             # The same thing computed anew in every step: once is enough, if twice is the same.
             if not batched.is_repeatable(first.target) or not self.independent(first):
-                return Reason("unsupported-op", f"{first.target} may differ from step to step", _names(steps))
+                return Reason("unsupported-op", f"{first.target} may differ from step to step", names(steps))
             self.visited.update(steps)
             meta = first.meta.get("val")
             rank = meta.dim() if isinstance(meta, Tensor) else None
             args, kwargs = map_arg((first.args, first.kwargs), lambda operand: values[operand].node)
             return Value(self.program.call_function(first.target, args, kwargs), False, rank)  # type: ignore[arg-type]
         if not batched.has_rule(first.target):
-            return Reason("unsupported-op", f"{first.target} has no form with a time axis", _names(steps))
+            return Reason("unsupported-op", f"{first.target} has no form with a time axis", names(steps))
         self.visited.update(steps)
         call = batched.rule(first, values, len(steps))
         if isinstance(call, Reason):
@@ -206,7 +204,7 @@ class Lifter:
         return Value(self.call(function, *args, **kwargs), True, meta.dim() if isinstance(meta, Tensor) else None)
 
 
-def _flatten(node: Node) -> list[Any]:
+def flatten(node: Node) -> list[Any]:
     """Arguments in order, lists opened: what must agree between steps is then a flat list."""
     flat: list[Any] = []
     for item in (*node.args, *node.kwargs.values()):
@@ -218,7 +216,7 @@ def _flatten(node: Node) -> list[Any]:
     return flat
 
 
-def _same(a: Any, b: Any) -> bool:
+def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and (a is b or bool(statically_known_true(a == b) if _symbolic(a) else a == b))
 
 
@@ -226,7 +224,7 @@ def _symbolic(value: Any) -> bool:
     return isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
 
 
-def _names(steps: Sequence[Node]) -> tuple[str, ...]:
+def names(steps: Sequence[Node]) -> tuple[str, ...]:
     return tuple(node.name for node in (*steps[:2], *steps[-1:]))
 
 

@@ -9,20 +9,22 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from .chains import find_chains
+from .carried import SHORTEST_REFUSAL, Refused
+from .chains import Step, find_chains
 from .describe import named_dimensions, size_hint
 from .effects import Effects
 from .evaluate import concretely
 from .graph import NormalGraph
 from .loops import Influence, loop_site
+from .nodes import tensor
 from .reasons import Reason
+from .recurrences import unrolled_sites, whole_sites
 from .selective import selective_sites
-from .sites import Scan, SelectiveScan, Site, Sites
+from .sites import Recurrence, Scan, SelectiveScan, Site, Sites
 from .trees import tree_sites
 from .trial import Region, agree, doubled, widened
 
-SHORTEST_REFUSAL = 8
-"""A chain of fewer steps that is no scan is ordinary arithmetic, not worth a line in the report."""
+AnyScan = Scan | SelectiveScan | Recurrence
 
 
 def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason]]:
@@ -35,12 +37,12 @@ def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason
     """
     module = graph.module
     order = {node: index for index, node in enumerate(module.graph.nodes)}
-    refusals: list[Reason] = []
-    found: list[Scan | SelectiveScan] = []
-    chains = find_chains(module.graph)
+    found: list[AnyScan] = []
     effects = Effects(module.graph)
+    chains = find_chains(module.graph)
     influence = Influence(module.graph, chains, {root for _, roots in effects.writes for root in roots})
     claimed: set[Node] = set()
+    failed: list[tuple[list[Step], Reason]] = []
     for index, chain in enumerate(chains):
         site = loop_site(index, chain, influence)
         if isinstance(site, Scan):
@@ -49,14 +51,31 @@ def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason
             found.append(site)
             claimed |= site.interior
         elif len(chain) >= SHORTEST_REFUSAL:
+            failed.append((chain, site))
+    for tree in tree_sites(module.graph, order, claimed):
+        if not claimed & tree.interior and effects.mutation(tree.inputs, tree.interior) is None:
+            found.append(tree)
+            claimed |= tree.interior
+    refusals: list[Reason] = []
+    told: set[Node] = set()
+    for loop in unrolled_sites(graph, order, claimed):
+        if isinstance(loop, Refused):
+            refusals.append(loop.reason)
+            told |= loop.states
+        else:
+            found.append(loop)
+            told |= loop.interior
+    for chain, reason in failed:
+        # Said already, and better, where the chain is part of a loop.
+        if not any(step.state in told for step in chain):
             names = (chain[0].state.name, chain[-1].state.name)
-            text = f"a carried value of {len(chain)} steps is left as it is: {site.text}"
-            refusals.append(Reason(site.code, text, names))
-    found.extend(
-        site
-        for site in tree_sites(module.graph, order)
-        if not claimed & site.interior and effects.mutation(site.inputs, site.interior) is None
-    )
+            text = f"a carried value of {len(chain)} steps is left as it is: {reason.text}"
+            refusals.append(Reason(reason.code, text, names))
+    for whole in whole_sites(graph):
+        if isinstance(whole, Reason):
+            refusals.append(whole)
+        else:
+            found.append(whole)
     found.extend(
         site
         for site in selective_sites(module.graph)
@@ -108,8 +127,16 @@ class _Doubled(torch.fx.Interpreter):
         return widened(super().call_function(target, doubled(args), doubled(kwargs)))
 
 
-def _with_costs(site: Scan | SelectiveScan) -> Scan | SelectiveScan:
+def _with_costs(site: AnyScan) -> AnyScan:
     """FLOPs and bytes of the operands read and the result written, in sympy over named dimensions."""
+    if isinstance(site, Recurrence):
+        states = sum(size_hint(value.numel()) for node in site.initial if (value := tensor(node)) is not None)
+        symbols, example = named_dimensions(L=max(site.length, 1), E=max(states, 1))
+        moved = sum(size_hint(value.numel()) for node in site.inputs if (value := tensor(node)) is not None)
+        # At least one multiply-add per element of the state and step; what the step computes besides is not counted.
+        return dataclasses.replace(
+            site, flops=2 * symbols["L"] * symbols["E"], bytes=sympy.Integer(4 * moved), dimensions=example
+        )
     if isinstance(site, SelectiveScan):
         value = site.recurrence.meta["val"]
         elements = max(size_hint(value.numel()) // site.length, 1)

@@ -251,10 +251,11 @@ class FeedForward(Site):
 class Scan(Site):
     """``h_t = decay_t * h_{t-1} + input_t`` along ``dim`` of the tensors it is read from, for ``length`` steps.
 
-    ``decay`` and ``input`` are those tensors, or what the first step reads when each step computes its own. The exact
-    meaning is ``program``: a graph module from ``inputs`` to ``outputs`` that calls
-    :func:`laconic.patterns.recurrence.recurrence` once. ``unfolded`` says why readings of single states, if any, could
-    not be folded into one operation over the stacked states.
+    ``decay`` and ``input`` are those tensors, or what the first step reads when each step computes its own. ``gate`` is
+    what the decay is: ``none`` (1: a plain sum), ``scalar`` (one number for a whole state, or for each matrix of a
+    state with more than two axes), ``diagonal`` (a number for each element or row). The exact meaning is ``program``: a
+    graph module from ``inputs`` to ``outputs`` that calls :func:`laconic.patterns.recurrence.recurrence` once.
+    ``unfolded`` says why readings of single states, if any, could not be folded into one operation over the stack.
     """
 
     kind: ClassVar[str] = "scan"
@@ -266,9 +267,11 @@ class Scan(Site):
     length: int = 0
     program: GraphModule | None = None
     unfolded: tuple[Reason, ...] = ()
+    gate: str = "diagonal"
 
     def fields(self) -> dict[str, Any]:
         return {
+            "gate": self.gate,
             "decay": self.decay.name,
             "input": self.input.name,
             "initial": self.initial.name if self.initial else None,
@@ -276,6 +279,36 @@ class Scan(Site):
             "reverse": self.reverse,
             "length": self.length,
             "unfolded": [str(reason) for reason in self.unfolded],
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Recurrence(Site):
+    """Values carried from step to step that are understood, but that no operator of ours computes.
+
+    ``gate`` says how the next state depends on the last one: ``none``, ``scalar`` and ``diagonal`` as in
+    :class:`Scan`, ``delta`` (a diagonal plus a matrix of rank one), ``dense`` (any other linear map) or ``nonlinear``.
+    ``states`` are the values after the last step, ``initial`` those before the first, ``operands`` what the steps read
+    (whole sequences), ``length`` the number of steps (0: not known when compiling). ``obstacle`` is why no rewrite
+    takes it.
+    """
+
+    kind: ClassVar[str] = "scan"
+    gate: str
+    states: tuple[Node, ...]
+    initial: tuple[Node, ...]
+    operands: tuple[Node, ...]
+    length: int
+    obstacle: Reason
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "gate": self.gate,
+            "states": [node.name for node in self.states],
+            "initial": [node.name for node in self.initial],
+            "operands": [node.name for node in self.operands],
+            "length": self.length,
+            "obstacle": str(self.obstacle),
         }
 
 
@@ -296,9 +329,11 @@ class SelectiveScan(Site):
     read: Node
     length: int
     program: GraphModule
+    gate: ClassVar[str] = "diagonal"
 
     def fields(self) -> dict[str, Any]:
         return {
+            "gate": self.gate,
             "recurrence": self.recurrence.name,
             "delta": [node.name for node in self.delta],
             "rate": [node.name for node in self.rate],

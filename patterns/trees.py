@@ -7,7 +7,7 @@ gives what the recurrence gives. No spelling is written down here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -71,10 +71,13 @@ _MOVEMENT = (
 )
 
 
-def tree_sites(graph: Graph, order: dict[Node, int]) -> Iterator[Scan]:
-    """Proven sites of the graph, one for each pair of tensors that is cut along one axis and scanned."""
+def tree_sites(graph: Graph, order: dict[Node, int], claimed: Collection[Node] = ()) -> Iterator[Scan]:
+    """Proven sites of the graph, one for each pair of tensors that is cut along one axis and scanned.
+
+    Cuts in ``claimed`` belong to another site and are not looked at.
+    """
     taken: set[Node] = set()
-    for first, second, dim in _pairs(graph):
+    for first, second, dim in _pairs(graph, claimed):
         if first in taken or second in taken:
             continue
         region = _closure(first, second)
@@ -89,11 +92,12 @@ def tree_sites(graph: Graph, order: dict[Node, int]) -> Iterator[Scan]:
                 break
 
 
-def _pairs(graph: Graph) -> Iterator[tuple[Node, Node, int]]:
-    """Tensors cut along one axis of one size, next to each other in the order of their first cut."""
+def _pairs(graph: Graph, claimed: Collection[Node]) -> Iterator[tuple[Node, Node, int]]:
+    """Tensors cut along one axis of one size, next to each other in the order of their cuts; each pair once."""
     latest: dict[tuple[int, int, int], Node] = {}
+    seen: set[tuple[Node, Node, int]] = set()
     for node in graph.nodes:
-        if node.target not in _CUTS or not isinstance(node.args[0], Node):
+        if node.target not in _CUTS or not isinstance(node.args[0], Node) or node in claimed:
             continue
         source = node.args[0]
         value = source.meta.get("val")
@@ -107,7 +111,8 @@ def _pairs(graph: Graph) -> Iterator[tuple[Node, Node, int]]:
             continue
         key = (value.dim(), dim, size)
         before = latest.get(key)
-        if before is not None and before is not source:
+        if before is not None and before is not source and (before, source, dim) not in seen:
+            seen |= {(before, source, dim), (source, before, dim)}
             yield before, source, dim
         latest[key] = source
 

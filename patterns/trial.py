@@ -54,7 +54,7 @@ class Region:
                     length if axis == self.time.get(node) else sizes.get(length, length)
                     for axis, length in enumerate(lengths)
                 ]
-                values[node] = sample(shape, generator, unit=node in unit)
+                values[node] = _drawn(value.dtype, shape, generator, unit=node in unit)
             else:
                 values[node] = sizes.get(_hint(value), _hint(value))
         return values
@@ -101,6 +101,15 @@ def sample(shape: Sequence[int], generator: torch.Generator, *, unit: bool = Fal
     """Random float64; with ``unit`` of magnitude near 1 and either sign, so that long products neither die nor grow."""
     value = torch.rand(tuple(shape), generator=generator, dtype=torch.float64) * 2 - 1
     return value.sign() * (1 + 0.03 * value) if unit else value
+
+
+def _drawn(dtype: torch.dtype, shape: Sequence[int], generator: torch.Generator, *, unit: bool) -> Tensor:
+    """Truth values at random, zeros (a valid index everywhere) for integers, else :func:`sample`."""
+    if dtype == torch.bool:
+        return torch.rand(tuple(shape), generator=generator) < 0.5
+    if not dtype.is_floating_point and not dtype.is_complex:
+        return torch.zeros(tuple(shape), dtype=dtype)
+    return sample(shape, generator, unit=unit)
 
 
 def agree(a: Any, b: Any) -> bool:

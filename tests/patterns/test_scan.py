@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from laconic.patterns.graph import NormalGraph
 from laconic.patterns.normalize import normalize
 from laconic.patterns.scan import find_scan, prove_scan
-from laconic.patterns.sites import Scan, Sites
+from laconic.patterns.sites import Recurrence, Scan, Sites
 from tests.patterns.graphs import normal
 
 B, L, D, N = 2, 7, 5, 3
@@ -205,15 +205,19 @@ def decay_from_the_state(a: Tensor, x: Tensor) -> Tensor:
     return torch.stack(states, 1)
 
 
-@pytest.mark.parametrize(
-    "spelling",
-    [one_step_differs, decay_squared_once, input_from_the_state, decay_from_the_state],
-    ids=lambda item: item.__name__,
-)
-def test_look_alike_loops_are_refused(spelling: Callable[..., Tensor]) -> None:
+@pytest.mark.parametrize("spelling", [one_step_differs, decay_squared_once], ids=lambda item: item.__name__)
+def test_loops_with_an_odd_step_are_refused(spelling: Callable[..., Tensor]) -> None:
     found, sites = scans(spelling, *operands(9))
     assert not found
-    assert [reason.code for reason in sites.refusals] == ["not-proven"]
+    assert [reason.code for reason in sites.refusals] == ["irregular-steps"]
+
+
+@pytest.mark.parametrize("spelling", [input_from_the_state, decay_from_the_state], ids=lambda item: item.__name__)
+def test_loops_that_are_not_affine_are_no_scans(spelling: Callable[..., Tensor]) -> None:
+    graph = normal(spelling, *operands(9))
+    (site,), refusals = find_scan(graph, Sites())
+    assert isinstance(site, Recurrence) and site.gate == "nonlinear" and site.obstacle.code == "nonlinear-state"
+    assert not refusals
 
 
 def states_out_of_order(a: Tensor, x: Tensor) -> Tensor:

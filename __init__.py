@@ -36,6 +36,7 @@ _HOME = {
     "scan": "passes",
     "search_table": "passes.table_search",
     "selective_scan": "passes",
+    "share_blocks": "passes",
     "sparse_attention": "passes",
     "unroll_convolution": "passes",
 }
@@ -64,6 +65,7 @@ __all__ = [
     "scan",
     "search_table",
     "selective_scan",
+    "share_blocks",
     "session",
     "sparse_attention",
     "unroll_convolution",
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
         quantize,
         scan,
         selective_scan,
+        share_blocks,
         sparse_attention,
         unroll_convolution,
     )

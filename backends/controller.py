@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..passes.base import FACTORIES, Pass
 from ..passes.measure import relative_l2
 from ..passes.plan import CachedRegion
 from ..passes.report import GraphReport, RewriteRecord
@@ -21,6 +20,7 @@ from ..patterns.graph import NormalGraph
 from ..patterns.reasons import Reason
 from . import registry
 from .agreement import agreed
+from .cut_report import spelled
 from .session import Strand, Trajectory, current
 from .summary import Call
 
@@ -121,7 +121,7 @@ class Controller:
     ) -> None:
         assert isinstance(region.policy, CachePolicy)
         self.policy = region.policy
-        self.pass_name = _verb(region.policy)
+        self.pass_name = spelled(region.policy)[0]
         self.role = region.role
         self.key = key
         self.name = f"graph {report.id}" if key == WHOLE else f"graph {report.id} {key}"
@@ -182,24 +182,13 @@ class Controller:
         return exits
 
 
-def control(desk: Desk, region: CachedRegion, report: GraphReport, error_budget: float | None) -> Controller:
-    """A controller for ``region``, with its line in the report."""
-    policy = region.policy
-    assert isinstance(policy, CachePolicy)
-    record = RewriteRecord(
-        _spelled(policy),
-        region.site.id if region.site is not None else "",
-        "applied",
-        "exact" if policy.identity else policy.fidelity.value,
-        "reuse across steps",
-        provider="host",
-    )
-    report.rewrites.append(record)
+def control(desk: Desk, region: CachedRegion, record: RewriteRecord, error_budget: float | None) -> Controller:
+    """A controller for ``region``, whose line in the report is ``record``."""
     taken = {controller.key for controller in desk.controllers}
     key = name = region.role or (region.site.id if region.site is not None else WHOLE)
     for number in range(2, len(taken) + 2):
         key = key if key not in taken else f"{name} {number}"
-    desk.controllers.append(Controller(region, key, report, record, error_budget))
+    desk.controllers.append(Controller(region, key, desk.report, record, error_budget))
     return desk.controllers[-1]
 
 
@@ -218,16 +207,3 @@ def _increments(
 def _contents(statics: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     """Changes whenever a parameter is written in place or given other storage."""
     return tuple((-1 if value.is_inference() else value._version, value.data_ptr()) for value in statics)
-
-
-def _spelled(policy: CachePolicy) -> str:
-    """The call that makes the policy, as the report spells a pass."""
-    for name, factory in FACTORIES.items():
-        for key, kind in factory.policies.items():
-            if type(policy) is kind:
-                return repr(Pass(name, key, policy))
-    return repr(policy)
-
-
-def _verb(policy: CachePolicy) -> str:
-    return next((name for name, row in FACTORIES.items() if type(policy) in row.policies.values()), "cache")

@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from ..passes.cached_regions import region_nodes
 from ..passes.plan import CachedRegion, Cut
+from ..passes.report import RewriteRecord
 from ..patterns.graph import NormalGraph
 from ..patterns.nodes import mutates
 from .cut_order import is_switch, kept_in_order, switched_spans
@@ -48,10 +49,30 @@ class Part:
 
 @dataclass(eq=False)
 class Cutting:
-    """The parts of a graph in an order in which they can run, and the regions that could not be cut out."""
+    """The parts of a graph in an order in which they can run, and the regions that could not be cut out.
+
+    ``records`` are the lines of the cached regions in the report; with ``share`` equal parts are compiled once.
+    """
 
     parts: list[Part]
     refused: list[tuple[Wanted, str]]
+    cuts: list[Cut] = field(default_factory=list)
+    records: dict[CachedRegion, RewriteRecord] = field(default_factory=dict)
+    share: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was cut after all."""
+        return all(part.region is None and not part.parts for part in self.parts) and len(self.parts) == 1
+
+    def regions(self) -> list[CachedRegion]:
+        """The cached regions that became parts, outer ones before what they hold."""
+        pending, found = list(reversed(self.parts)), []
+        while pending:
+            part = pending.pop()
+            found += [part.region] if part.region is not None else []
+            pending.extend(reversed(part.parts))
+        return found
 
 
 @dataclass(eq=False)
@@ -86,7 +107,8 @@ def cut(graph: NormalGraph, regions: Sequence[CachedRegion], cuts: Sequence[Cut]
         children, misfits = _nested(wanted)
         if not misfits:
             try:
-                return Cutting(_parts(facts, everything, children), refused)
+                kept = [item for item, _ in wanted if isinstance(item, Cut)]
+                return Cutting(_parts(facts, everything, children), refused, kept)
             except _Misfit as misfit:
                 misfits = [(misfit.wanted, misfit.text)]
         refused += misfits

@@ -96,7 +96,7 @@ def _compile(module: GraphModule, inputs: Sequence[Any], options: Options) -> Ca
     if graph is None:
         compiled = compile_graph(module, inputs, options)
     else:
-        compiled = build(graph, real_inputs(graph, inputs), rewritten.regions, options, report)
+        compiled = build(graph, real_inputs(graph, inputs), rewritten.cutting, options, report)
     # Only now: Dynamo may stop and restart inside the compiler, and would call us again for the same frame.
     registry.commit(registry.Entry(registry.current_origin(), report, dump.sources))
     dump.finish(report)

@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..passes.base import UserError
+from ..patterns.reasons import Reason
 from . import providers
 from .fingerprint import Fingerprint
 from .options import Options
@@ -39,6 +40,18 @@ def compile_graph(module: GraphModule, inputs: Sequence[Any], options: Options) 
     if not callable(compiled):
         raise UserError("Inductor was told to build an ahead-of-time package; use torch.export for that")
     return compiled
+
+
+def tied_to_weights(options: Options, device: str) -> Reason | None:
+    """Why code compiled for one block must not be called with the weights of another: they are fixed in it."""
+    from torch._inductor import config
+
+    given = dict(options.inductor)
+    if given.get("freezing", config.freezing):
+        return Reason("tied-to-weights", "freezing turns weights into constants of the compiled code")
+    if "cuda" in device and given.get("triton.cudagraphs", config.triton.cudagraphs):
+        return Reason("tied-to-weights", "a CUDA graph is recorded for the addresses of one block's weights")
+    return None
 
 
 def _require_compiler(inputs: Sequence[Any]) -> None:

@@ -14,56 +14,36 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from ..passes.plan import CachedRegion, Cut
 from ..passes.preconditions import differentiated
 from ..passes.report import GraphReport
 from ..patterns.graph import NormalGraph
-from ..patterns.reasons import Reason
 from .controller import Controller, Desk, Turn, control
-from .cutting import Part, cut
+from .cutting import Cutting, Part
 from .distinct import key_of
 
 CompilePiece = Callable[[GraphModule, Sequence[Any]], Callable[..., Any]]
 
 
-@dataclass(eq=False)
-class Pieces:
-    """The callable of a cut graph, how many pieces it runs and how many of them were compiled."""
-
-    run: Callable[..., Any]
-    count: int
-    compiled: int
-
-
 def compile_pieces(
     graph: NormalGraph,
     inputs: Sequence[Any],
-    regions: Sequence[CachedRegion],
+    cutting: Cutting,
     compile_piece: CompilePiece,
     report: GraphReport,
     error_budget: float | None = None,
-    cuts: Sequence[Cut] = (),
-    share: bool = False,
-) -> Pieces:
-    """The callable of a graph whose ``regions`` are decided on the host; it returns the graph's outputs as a tuple.
+) -> Callable[..., Any]:
+    """The callable of a cut graph, whose cached regions the host decides on; it returns the outputs as a tuple.
 
-    ``inputs`` are the example inputs by position; nothing of them is kept. ``cuts`` are further places to cut. With
-    ``share`` equal pieces are compiled once. A region that cannot be cut out is given up, with a line in the report.
-    Raises what ``compile_piece`` raises.
+    ``inputs`` are the example inputs by position; nothing of them is kept. Raises what ``compile_piece`` raises.
     """
-    cutting = cut(graph, regions, cuts)
-    for item, text in cutting.refused:
-        if isinstance(item, CachedRegion):
-            site = item.site.id if item.site is not None else ""
-            report.refuse(Reason("rolled-back", f"the graph cannot be cut at a cached region: {text}"), site=site)
     slots: dict[Node, int] = {node: index for index, node in enumerate(graph.placeholders)}
-    if len(cutting.parts) == 1 and not cutting.parts[0].parts and cutting.parts[0].region is None:
-        return Pieces(compile_piece(graph.module, inputs), 1, 1)
-    builder = _Builder(graph, dict(zip(graph.placeholders, inputs, strict=True)), compile_piece, slots, share)
-    builder.desk = Desk.of(graph, report)
-    stages = builder.stages(cutting.parts, report, error_budget)
+    values = dict(zip(graph.placeholders, inputs, strict=True))
+    desk = Desk.of(graph, report)
+    builder = _Builder(graph, values, compile_piece, slots, desk, cutting, error_budget)
+    stages = builder.stages(cutting.parts)
+    report.pieces = (builder.count, builder.compiled)
     template = [slots[value] if isinstance(value, Node) else Constant(value) for value in _results(graph)]
-    return Pieces(Runner(stages, len(slots), template, builder.desk), builder.count, builder.compiled)
+    return Runner(stages, len(slots), template, desk)
 
 
 @dataclass(eq=False)
@@ -74,27 +54,24 @@ class _Builder:
     values: dict[Node, Any]
     compile_piece: CompilePiece
     slots: dict[Node, int]
-    share: bool
-    desk: Desk | None = None
+    desk: Desk
+    cutting: Cutting
+    error_budget: float | None
     count: int = 0
     compiled: int = 0
     known: dict[Any, Callable[..., Any]] = field(default_factory=dict)
 
-    def stages(self, parts: Sequence[Part], report: GraphReport, error_budget: float | None) -> list[Stage]:
+    def stages(self, parts: Sequence[Part]) -> list[Stage]:
         """The stages of ``parts``, those inside first."""
         made = []
         for part in parts:
             compiled = None if part.parts else self._compiled(part)
-            inner = self.stages(part.parts, report, error_budget)
-            writes = part.outputs
-            controller: Controller | None = None
-            entries: tuple[Node, ...] = ()
-            if part.region is not None and self.desk is not None:
-                controller = control(self.desk, part.region, report, error_budget)
-                entries = part.region.entries
-                writes = list(part.region.exits)
-            made.append(Stage(compiled, self._numbers(part.inputs), self._numbers(writes), inner, controller))
-            made[-1].entries = self._numbers(entries)
+            stage = Stage(compiled, self._numbers(part.inputs), self._numbers(part.outputs), self.stages(part.parts))
+            if part.region is not None:
+                stage.controller = control(self.desk, part.region, self.cutting.records[part.region], self.error_budget)
+                stage.entries = self._numbers(part.region.entries)
+                stage.writes = self._numbers(part.region.exits)
+            made.append(stage)
         return made
 
     def _numbers(self, nodes: Sequence[Node]) -> tuple[int, ...]:
@@ -106,7 +83,7 @@ class _Builder:
             # The host wants the exits, in the region's order.
             part.outputs = list(part.region.exits)
         examples = [self._example(node) for node in part.inputs]
-        key = key_of(self.graph, part, examples) if self.share else None
+        key = key_of(self.graph, part, examples) if self.cutting.share else None
         known = self.known.get(key) if key is not None else None
         if known is None:
             self.compiled += 1
@@ -180,11 +157,11 @@ def _run(stages: Sequence[Stage], slots: list[Any], turn: Turn | None) -> None:
 class Runner:
     """Runs the stages in order over a list of slots; the first slots are the graph's inputs."""
 
-    def __init__(self, stages: Sequence[Stage], size: int, template: Sequence[int | Constant], desk: Desk | None):
+    def __init__(self, stages: Sequence[Stage], size: int, template: Sequence[int | Constant], desk: Desk) -> None:
         self.stages = list(stages)
         self.size = size
         self.template = list(template)
-        self.desk = desk if desk is not None and desk.controllers else None
+        self.desk = desk if desk.controllers else None
         _free(self.stages, {item for item in self.template if isinstance(item, int)})
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:

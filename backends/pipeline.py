@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis, TorchDynamoException
@@ -18,7 +18,7 @@ from ..passes import ORDER
 from ..passes.apply import apply
 from ..passes.base import Pass, PlanContext, UserError
 from ..passes.latent import argument_name
-from ..passes.plan import CachedRegion, Plan, Rewrite
+from ..passes.plan import CachedRegion, Cut, Plan, Rewrite
 from ..passes.regions import regions_of
 from ..passes.report import GraphReport, RewriteRecord, SiteRecord
 from ..patterns.conditioning import conditioning_inputs
@@ -29,7 +29,10 @@ from ..patterns.reasons import Reason
 from ..patterns.sites import Site, Sites
 from ..patterns.spec import check
 from . import block_sparse_cpu, int8_cpu, providers, recurrence_cpu  # noqa: F401  (providers register on import)
+from .cut_report import note
+from .cutting import Cutting, cut
 from .debug import Dump
+from .inductor import tied_to_weights
 from .options import Options
 from .selection import Selection, select
 from .stopwatch import Stopwatch
@@ -43,10 +46,10 @@ CONTROL_FLOW = (TorchDynamoException, TensorifyScalarRestartAnalysis)
 
 @dataclass(eq=False)
 class Rewritten:
-    """What is to be compiled: Dynamo's own graph (``graph`` None) or the rewritten normal form, cut at ``regions``."""
+    """What is to be compiled: Dynamo's own graph (``graph`` None) or the rewritten normal form, cut or whole."""
 
     graph: NormalGraph | None = None
-    regions: list[CachedRegion] = field(default_factory=list)
+    cutting: Cutting | None = None
 
 
 def rewrite(module: GraphModule, inputs: Sequence[Any], options: Options, report: GraphReport, dump: Dump) -> Rewritten:
@@ -96,7 +99,9 @@ def _run_passes(
     dump: Dump,
     stopwatch: Stopwatch,
 ) -> Rewritten:
-    graph, regions = normal, []
+    graph = normal
+    regions: list[CachedRegion] = []
+    cuts: list[Cut] = []
     ids = {(site.kind, tuple(node.name for node in site.outputs)): site.id for site in sites}
     fuel = options.fuel
     enabled = options.enabled()
@@ -107,6 +112,9 @@ def _run_passes(
             with stopwatch(name):
                 plan = _plan(selection, graph, sites, report)
                 regions.extend(plan.regions)
+                if plan.cuts and fuel != 0:
+                    cuts.extend(plan.cuts)
+                    fuel = fuel - 1 if fuel is not None else None
                 rewrites, fuel = _spend(plan.rewrites, fuel, selection, report)
                 kept = within_budget(graph, inputs, rewrites, selection.item, options, report)
                 outcome = apply(graph, [rewrite for rewrite, _ in kept])
@@ -130,10 +138,21 @@ def _run_passes(
                     dump.graph(name, graph.module)
                     # Node identities changed with the clone, so later passes look at the graph as it is now.
                     sites = _again(graph, options, ids, report)
-        if name in named and not _left_a_trace(name, chosen, regions, report):
+        if name in named and not _left_a_trace(name, chosen, [*regions, *cuts], report):
             report.refuse(Reason("no-site", f"nothing in this graph for {enabled.get(name)!r}"), pass_name=name)
     _name_providers(graph, report)
-    return Rewritten(graph if graph is not normal or regions else None, regions)
+    cutting = None
+    if regions or cuts:
+        sharing = enabled.get("share_blocks")
+        tied = tied_to_weights(options, report.device) if sharing is not None else None
+        if tied is not None:
+            report.refuse(tied, pass_name="share_blocks")
+        cutting = cut(graph, regions, cuts if tied is None else ())
+        cutting.share = sharing is not None and tied is None
+        note(cutting, repr(sharing), report, lambda site: _id(ids, site))
+        if cutting.whole:
+            cutting = None
+    return Rewritten(graph if graph is not normal or cutting is not None else None, cutting)
 
 
 def _plan(selection: Selection, graph: NormalGraph, sites: Sites, report: GraphReport) -> Plan:
@@ -184,12 +203,14 @@ def _id(ids: dict[Any, str], site: Site) -> str:
     return ids.get((site.kind, tuple(node.name for node in site.outputs)), site.id)
 
 
-def _left_a_trace(name: str, chosen: Sequence[Selection], regions: Sequence[CachedRegion], report: GraphReport) -> bool:
+def _left_a_trace(
+    name: str, chosen: Sequence[Selection], parts: Sequence[CachedRegion | Cut], report: GraphReport
+) -> bool:
     mine = {repr(selection.item) for selection in chosen}
     return (
         any(row.pass_name in mine for row in report.rewrites)
         or any(row.pass_name == name for row in report.refusals)
-        or any(type(region.policy) is type(selection.item.policy) for region in regions for selection in chosen)
+        or any(type(part.policy) is type(selection.item.policy) for part in parts for selection in chosen)
     )
 
 

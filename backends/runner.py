@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..passes.plan import CachedRegion
 from ..passes.report import GraphReport
 from ..patterns.graph import NormalGraph
+from .cutting import Cutting
 from .inductor import compile_graph
 from .options import Options
 from .pieces import compile_pieces
@@ -17,22 +17,19 @@ from .prepared import PreparedInputs
 
 
 def build(
-    graph: NormalGraph,
-    inputs: Sequence[Any],
-    regions: Sequence[CachedRegion],
-    options: Options,
-    report: GraphReport,
+    graph: NormalGraph, inputs: Sequence[Any], cutting: Cutting | None, options: Options, report: GraphReport
 ) -> Callable[..., Any]:
     """Compile a rewritten graph to the callable Dynamo will call with the caller's inputs only.
 
-    ``inputs`` are the example inputs of the rewritten graph, prepared ones included.
+    ``inputs`` are the example inputs of the rewritten graph, prepared ones included. ``cutting`` says where it is
+    cut, if anywhere.
     """
 
     def compile_piece(module: torch.fx.GraphModule, values: Sequence[Any]) -> Callable[..., Any]:
         return compile_graph(module, values, options)
 
-    if regions:
-        compiled = compile_pieces(graph, inputs, regions, compile_piece, report, options.error_budget).run
+    if cutting is not None:
+        compiled = compile_pieces(graph, inputs, cutting, compile_piece, report, options.error_budget)
     else:
         compiled = compile_piece(graph.module, inputs)
     prepare = prepared_inputs(graph)

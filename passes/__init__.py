@@ -9,6 +9,7 @@ from .cache import cache
 from .merge_tokens import merge_tokens
 from .quantize import quantize
 from .scan import scan, selective_scan
+from .share_blocks import share_blocks
 from .sparse_attention import sparse_attention
 from .unroll_convolution import unroll_convolution
 
@@ -20,10 +21,11 @@ ORDER: list[str] = [
     "sparse_attention",
     "quantize",  # linears that the passes above left or introduced
     "cache",  # cuts the finished graph into pieces
+    "share_blocks",  # cuts what is left between, and inside, so that equal pieces are compiled once
 ]
 """The order in which passes see a graph, whatever the order in the user's list."""
 
-DEFAULTS: tuple[Pass, ...] = (scan(), selective_scan(), unroll_convolution())
+DEFAULTS: tuple[Pass, ...] = (scan(), selective_scan(), unroll_convolution(), share_blocks())
 """On without being asked for: exact up to rounding, and faster wherever they apply."""
 
 
@@ -73,6 +75,7 @@ __all__ = [
     "quantize",
     "scan",
     "selective_scan",
+    "share_blocks",
     "sparse_attention",
     "unroll_convolution",
 ]

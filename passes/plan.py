@@ -84,6 +84,7 @@ class Cut:
     """A part of the graph that is compiled on its own, so that equal parts are compiled once. It always runs."""
 
     nodes: frozenset[Node]
+    policy: Policy
     site: Site | None = None
 
 

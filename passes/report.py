@@ -110,7 +110,8 @@ class GraphReport:
     """The report of one compiled graph.
 
     ``seconds`` is laconic's own time by stage; ``conditioning`` names the inputs that feed only the conditioning path;
-    ``session`` is the latest trajectory that came through the graph's cached regions, if any did.
+    ``pieces`` is how many compiled pieces a call runs and how many were compiled; ``session`` is the latest trajectory
+    that came through the graph's cached regions, if any did.
     """
 
     id: int
@@ -123,6 +124,7 @@ class GraphReport:
     seconds: dict[str, float] = field(default_factory=dict)
     regions: set[str] = field(default_factory=set)
     conditioning: list[str] = field(default_factory=list)
+    pieces: tuple[int, int] = (1, 1)
     session: Account | None = None
 
     def refuse(self, reason: Reason, *, pass_name: str = "", site: str = "") -> None:
@@ -141,6 +143,7 @@ class GraphReport:
             "refusals": [refusal.to_dict() for refusal in self.refusals],
             "conditioning": self.conditioning,
             "seconds": self.seconds,
+            "pieces": {"run": self.pieces[0], "compiled": self.pieces[1]},
             "session": None if self.session is None else self.session.to_dict(),
         }
 
@@ -227,6 +230,8 @@ def _graph_lines(graph: GraphReport) -> list[str]:
         sites = [row.site for row in graph.refusals if (row.pass_name, row.code, row.text) == (pass_name, code, text)]
         where = f"{sites[0]}" + (f" and {times - 1} more" if times > 1 else "")
         lines.append(f"  left alone  {_refusal_line(RefusalRecord(pass_name, where, code, text))}")
+    if graph.pieces[0] > 1:
+        lines.append(f"  pieces      {graph.pieces[0]} run, {graph.pieces[1]} compiled")
     if graph.session is not None:
         lines += [f"  {line}" for line in str(graph.session).splitlines()]
     return lines

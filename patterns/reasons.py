@@ -24,6 +24,7 @@ CODES: dict[str, str] = {
     "no-operator": "a recurrence of this kind is understood, but no operator computes it yet",
     "irregular-steps": "the steps of a loop are not one computation over consecutive elements",
     "higher-order": "a step reads a state older than the one before it",
+    "tied-to-weights": "the compiler is told to fix weights or addresses, so blocks cannot share a compiled piece",
     "over-budget": "the measured error is above error_budget",
     "no-sample": "error_budget is set but no real sample input was available to measure with",
     "no-provider": "no registered provider supports this operation with these arguments",

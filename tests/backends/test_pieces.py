@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import laconic
+from laconic.backends.cut_report import note
 from laconic.backends.cutting import cut
 from laconic.backends.pieces import compile_pieces
 from laconic.passes.base import PlanContext
@@ -69,6 +70,14 @@ def between(entry: Any, *exits: Any) -> CachedRegion:
     return CachedRegion(entries=(entry,), exits=exits, policy=EasyCache(0.0))
 
 
+def assembled(graph: NormalGraph, args: Any, regions: Any, compile_piece: Any, share: bool = False) -> Any:
+    """The callable of the graph cut at regions, and its report."""
+    report, cutting = GraphReport(0, 0), cut(graph, regions)
+    note(cutting, "", report, lambda site: site.id)
+    cutting.share = share
+    return compile_pieces(graph, args, cutting, compile_piece, report), report
+
+
 def test_regions_become_pieces_that_compute_the_same() -> None:
     inputs = (torch.randn(2, 5, 8), torch.randn(2, 1, 8))
     graph, args = captured(Stack(), *inputs)
@@ -85,8 +94,7 @@ def test_regions_become_pieces_that_compute_the_same() -> None:
         modules.append(module)
         return module
 
-    report = GraphReport(0, 0)
-    run = compile_pieces(graph, args, regions, compile_piece, report).run
+    run, report = assembled(graph, args, regions, compile_piece)
     assert torch.equal(run(*args)[0], graph.module(*args)[0]) and len(modules) == 4
     assert [row.pass_name for row in report.rewrites] == ["laconic.cache('easycache', threshold=0.0)"] * 2
 
@@ -102,7 +110,7 @@ def test_a_value_read_outside_is_not_part_of_the_region() -> None:
     (total,) = streams(graph)
     inside = region_nodes(graph, between(graph.placeholders[0], total))
     assert sorted(node.name for node in inside) == ["add", "linear_1", "sin"]
-    run = compile_pieces(graph, args, [between(graph.placeholders[0], total)], lambda m, _: m, GraphReport(0, 0)).run
+    run, _ = assembled(graph, args, [between(graph.placeholders[0], total)], lambda m, _: m)
     for mine, whole in zip(run(*args), graph.module(*args), strict=True):
         assert torch.equal(mine, whole)
 
@@ -113,8 +121,7 @@ def test_regions_run_in_the_order_they_need_and_what_does_not_fit_is_given_up() 
     swapped = [between(second, third), between(first, second)]
     assert [part.region for part in cut(graph, swapped).parts] == [None, swapped[1], swapped[0], None]
     twice = [between(first, second), between(first, second), between(second, third)]
-    report = GraphReport(0, 0)
-    run = compile_pieces(graph, args, twice, lambda m, _: m, report).run
+    run, report = assembled(graph, args, twice, lambda m, _: m)
     assert torch.equal(run(*args)[0], graph.module(*args)[0])
     assert [(row.code, "same values" in row.text) for row in report.refusals] == [("rolled-back", True)]
     assert len(report.rewrites) == 2
@@ -138,8 +145,7 @@ def test_values_are_freed_after_their_last_reader() -> None:
 
         return run
 
-    regions = [between(first, second), between(second, third)]
-    compile_pieces(graph, args, regions, compile_piece, GraphReport(0, 0)).run(*args)
+    assembled(graph, args, [between(first, second), between(second, third)], compile_piece)[0](*args)
     assert seen[3] == [seen[3][0], False, True]
 
 

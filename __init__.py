@@ -38,6 +38,7 @@ _HOME = {
     "selective_scan": "passes",
     "share_blocks": "passes",
     "sparse_attention": "passes",
+    "train_router": "passes.harmonica",
     "unroll_convolution": "passes",
 }
 
@@ -68,6 +69,7 @@ __all__ = [
     "share_blocks",
     "session",
     "sparse_attention",
+    "train_router",
     "unroll_convolution",
 ]
 
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
     from .passes.base import Pass, PlanContext, Policy, UserError
     from .passes.cache_static import interval_table
     from .passes.dialect import operator
+    from .passes.harmonica import train_router
     from .passes.plan import Fidelity, Plan, Rewrite
     from .passes.report import Report
     from .passes.table_search import search_table

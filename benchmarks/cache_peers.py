@@ -71,9 +71,10 @@ def _registered(model: nn.Module) -> None:
 
 
 def _in_context(model: nn.Module) -> None:
-    from diffusers.hooks import HookRegistry
+    # Models of diffusers have ``cache_context`` for this.
+    from diffusers.hooks.hooks import CacheContext, _set_cache_context
 
-    HookRegistry.check_if_exists_or_initialize(model)._set_context("cached")
+    _set_cache_context(model, CacheContext("cached"))
 
 
 def _first_block(threshold: float) -> Callable[[nn.Module], Any]:

@@ -2,22 +2,29 @@
 
 ``x.add_(y)``, ``scores.masked_fill_(mask, low)`` or ``buffer[:, :k] = v`` on memory that the graph itself made say the
 same as their functional forms, but a value that changes under its name hides the data flow every detector reads. A
-write stays as it is when the memory is an input, a parameter or a constant, when a view taken before it is read after
-it, and when its functional form would give other strides.
+write stays as it is when the memory is an input, a parameter or a constant, and when a view taken before it that goes
+on being read cannot be taken again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .nodes import aliased, argument, mutates, operation, tensor, written
+from .nodes import RESHAPES, aliased, argument, mutates, operation, tensor, written
 
 aten = torch.ops.aten
+
+# A view of more steps, or more views that go on being read, is left alone.
+_VIEWS = 8
+_VIEWED = RESHAPES | {"slice", "select", "transpose", "permute", "t", "expand", "detach", "alias"}
+_RANGE = ("dim", "start", "end", "step")
+_DENSE = torch.contiguous_format
 
 _INHERITED = ("nn_module_stack", "stack_trace", "custom", "from_node", "seq_nr")
 
@@ -27,23 +34,36 @@ class _Memory:
 
     def __init__(self, graph: Graph) -> None:
         self.position: dict[Node, float] = {}
-        self.family: dict[int, list[Node]] = {}
         self.key: dict[Node, int] = {}
+        self.first: dict[int, Node] = {}
+        self._coming: dict[int, deque[Node]] = defaultdict(deque)
+        self._live: dict[int, list[Node]] = defaultdict(list)
         for index, node in enumerate(graph.nodes):
             self.position[node] = index
             for value in _tensors(node.meta.get("val")):
-                # Several results of one operation (chunks) share one storage, or have one each and nobody writes them.
-                self.add(node, value.untyped_storage()._cdata)
+                key = value.untyped_storage()._cdata
+                self.key[node] = key
+                self.first.setdefault(key, node)
+                self._coming[key].append(node)
 
     def add(self, node: Node, key: int) -> None:
-        """``node`` is in the memory called ``key``."""
+        """``node``, made for a write, is in the memory called ``key``."""
         self.key[node] = key
-        self.family.setdefault(key, []).append(node)
+        self._live[key].append(node)
 
     def read_after(self, node: Node, write: Node) -> bool:
-        """True when ``node`` was made before ``write`` and somebody reads it after."""
+        """True when somebody reads ``node`` after ``write``."""
         here = self.position[write]
-        return self.position[node] < here and any(self.position[user] > here for user in node.users)
+        return any(self.position[user] > here for user in node.users)
+
+    def live(self, key: int, write: Node) -> list[Node]:
+        """Nodes in a memory, made before ``write`` and read after. Writes are asked for in order: linear in all."""
+        coming, here = self._coming[key], self.position[write]
+        arrived = []
+        while coming and self.position[coming[0]] < here:
+            arrived.append(coming.popleft())
+        self._live[key] = [node for node in (*self._live[key], *arrived) if self.read_after(node, write)]
+        return self._live[key]
 
 
 def without_writes(graph: Graph, run: Callable[..., Any]) -> int:
@@ -64,14 +84,15 @@ def _replaced(write: Node, graph: Graph, memory: _Memory, run: Callable[..., Any
     if function is None or len(targets) != 1 or tensor(targets[0]) is None or targets[0] not in memory.key:
         return False
     (target,) = targets
-    family = memory.family[memory.key[target]]
-    made_here = min(family, key=lambda node: memory.position[node])
-    chain = _chain(target, memory) if _fresh(made_here) else None
+    key = memory.key[target]
+    chain = _chain(target, memory) if _fresh(memory.first[key]) else None
     if chain is None:
         return False
     whole = chain[-1]
-    same = {node for node in family if _same_view(node, whole)}
-    if any(memory.read_after(node, write) for node in family if node not in same and node not in (target, write)):
+    live = memory.live(key, write)
+    same = {node for node in live if _same_view(node, whole)} | {whole}
+    views = {node: _chain(node, memory, same) for node in live if node not in same}
+    if len(views) > _VIEWS or None in views.values():
         return False
     made: list[Node] = []
 
@@ -91,6 +112,7 @@ def _replaced(write: Node, graph: Graph, memory: _Memory, run: Callable[..., Any
         kept = _shape(value) == _shape(target)
         for view, base in zip(chain, chain[1:], strict=False):
             value = _scattered(call, view, base, value)
+        value = value if _alike(value, whole) else _restrided(call, value, whole)
         kept = kept and _alike(value, whole)
     except (RuntimeError, NotImplementedError, TypeError):
         kept = False
@@ -98,7 +120,7 @@ def _replaced(write: Node, graph: Graph, memory: _Memory, run: Callable[..., Any
         for node in reversed(made):
             graph.erase_node(node)
         return False
-    memory.add(value, memory.key[target])
+    memory.add(value, key)
     here = memory.position[write]
 
     def later(user: Node) -> bool:
@@ -106,20 +128,19 @@ def _replaced(write: Node, graph: Graph, memory: _Memory, run: Callable[..., Any
 
     for node in same:
         node.replace_all_uses_with(value, later)
+    if write.users and target not in same and target not in views:
+        views[target] = chain
     part = value
-    if target is not whole and (write.users or memory.read_after(target, write)):
-        # The part that was written, seen anew: another write to it must reach the whole again.
-        for view in reversed(chain[:-1]):
-            part = call(view.target, (part, *view.args[1:]), dict(view.kwargs))
-            memory.add(part, memory.key[target])
-        target.replace_all_uses_with(part, later)
+    for node, path in views.items():
+        # What was seen before, seen anew: it may have changed, and another write to it must reach the whole again.
+        seen = value
+        for view in reversed((path or [])[:-1]):
+            seen = call(view.target, (seen, *view.args[1:]), dict(view.kwargs))
+            memory.add(seen, key)
+        node.replace_all_uses_with(seen, later)
+        part = seen if node is target else part
     write.replace_all_uses_with(part)
-    family.remove(write)
-    for node in (write, *chain[:-1]):
-        if not node.users:
-            graph.erase_node(node)
-            if node is not write:
-                family.remove(node)
+    graph.erase_node(write)
     return True
 
 
@@ -158,25 +179,49 @@ def _cast(call: Callable[..., Node], value: Node, target: Node) -> Node:
     return value if value.meta["val"].dtype == wanted else call(aten.to.dtype, (value, wanted))
 
 
-def _chain(target: Node, memory: _Memory) -> list[Node] | None:
-    """``target``, what it is a slice of, and so on to a node that is the whole memory; None through other views."""
-    chain = [target]
-    while True:
-        node = chain[-1]
-        value = node.meta["val"]
-        if value.numel() == value.untyped_storage().nbytes() // max(value.element_size(), 1):
-            return chain
-        if operation(node) not in ("slice", "select") or memory.key.get(node.args[0]) != memory.key[target]:  # type: ignore[arg-type]
-            return None
-        chain.append(node.args[0])  # type: ignore[arg-type]
+def _chain(node: Node, memory: _Memory, ends: Collection[Node] = ()) -> list[Node] | None:
+    """``node``, what it is a view of, and so on to one of ``ends`` or else the whole memory; None if that is far."""
+    chain, key = [node], memory.key[node]
+    while chain[-1] not in ends:
+        value = chain[-1].meta["val"]
+        source = aliased(chain[-1])
+        known = source is not None and memory.key.get(source) == key and operation(chain[-1]) in _VIEWED
+        if not known or len(chain) > _VIEWS:
+            whole = value.numel() == value.untyped_storage().nbytes() // max(value.element_size(), 1)
+            return chain if whole and not ends else None
+        chain.append(source)  # type: ignore[arg-type]
+    return chain
 
 
 def _scattered(call: Callable[..., Node], view: Node, base: Node, value: Node) -> Node:
     """``base`` with ``value`` where ``view`` was."""
-    if operation(view) == "select":
+    name = operation(view)
+    if name == "select":
         return call(aten.select_scatter.default, (base, value, view.args[1], view.args[2]))
-    arguments = [argument(view, name) for name in ("dim", "start", "end", "step")]
-    return call(aten.slice_scatter.default, (base, value, *arguments))
+    if name == "slice":
+        return call(aten.slice_scatter.default, (base, value, *(argument(view, name) for name in _RANGE)))
+    if name == "transpose":
+        return call(aten.transpose.int, (value, view.args[1], view.args[2]))
+    if name == "t":
+        return call(aten.t.default, (value,))
+    if name == "permute":
+        order: Any = view.args[1]
+        rank = len(order)
+        return call(aten.permute.default, (value, sorted(range(rank), key=lambda axis: order[axis] % rank)))
+    if name == "expand":
+        raise NotImplementedError("one element seen in several places")
+    return call(aten.reshape.default, (value, _shape(base)))
+
+
+def _restrided(call: Callable[..., Node], value: Node, like: Node) -> Node:
+    """``value`` laid out in memory as ``like``, whose elements lie side by side in some order of its axes."""
+    strides = like.meta["val"].stride()
+    if not all(isinstance(step, int) for step in strides):
+        raise NotImplementedError("strides that are not known")
+    order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+    back = sorted(range(len(order)), key=order.__getitem__)
+    dense = call(aten.clone.default, (call(aten.permute.default, (value, order)),), {"memory_format": _DENSE})
+    return call(aten.permute.default, (dense, back))
 
 
 def _fresh(node: Node) -> bool:

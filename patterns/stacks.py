@@ -111,7 +111,7 @@ class Finder:
         options: list[tuple[tuple[int, int, bool, int], int, int]] = []
         for offset in range(period):
             weights = [index for index in range(period) if heavy[run.start + (offset + index) % period]]
-            for size in {period, weights[-1] + 1}:
+            for size in {period, weights[-1] + 1} if weights else ():
                 count = (run.length - offset - size) // period + 1
                 if count >= 2:
                     depth = _common(paths[offset : offset + size])

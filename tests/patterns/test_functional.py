@@ -69,19 +69,6 @@ def _copied(x: Tensor, y: Tensor) -> Tensor:
     return z * w
 
 
-GONE = [_added, _twice, _masked, _part, _part_again, _scattered, _widened, _copied]
-
-
-def _input(x: Tensor, y: Tensor) -> Tensor:
-    x.add_(y)
-    return x * 2
-
-
-def _view_of_input(x: Tensor, y: Tensor) -> Tensor:
-    x.view(-1)[:4].add_(1)
-    return x * y
-
-
 def _view_read_later(x: Tensor, y: Tensor) -> Tensor:
     z = x * 2
     flat = z.view(-1)
@@ -95,7 +82,49 @@ def _transposed(x: Tensor, y: Tensor) -> Tensor:
     return z * 1
 
 
-KEPT = [_input, _view_of_input, _view_read_later, _transposed]
+def _row_of_many(x: Tensor, y: Tensor) -> Tensor:
+    z = x * 2
+    row, other = z[0], z[1]
+    row[1::2] = other[0::2]
+    row[::2].add_(y[0, :2])
+    return row * z
+
+
+def _strided(x: Tensor, y: Tensor) -> Tensor:
+    z = torch.zeros_like((x @ y).t())
+    for step in range(3):
+        z[:, step] = x[step] + z[:, step - 1]
+    return z.view(-1, 2) if z.is_contiguous() else z * 2
+
+
+def _through_views(x: Tensor, y: Tensor) -> Tensor:
+    z = (x * 2).reshape(2, 2, 4)
+    z.transpose(0, 1)[0, 1:].mul_(y[:1])
+    z.permute(2, 0, 1)[1].sub_(1)
+    return z.flatten()
+
+
+GONE = [_added, _twice, _masked, _part, _part_again, _scattered, _widened, _copied]
+GONE += [_view_read_later, _transposed, _row_of_many, _strided, _through_views]
+
+
+def _input(x: Tensor, y: Tensor) -> Tensor:
+    x.add_(y)
+    return x * 2
+
+
+def _view_of_input(x: Tensor, y: Tensor) -> Tensor:
+    x.view(-1)[:4].add_(1)
+    return x * y
+
+
+def _seen_twice(x: Tensor, y: Tensor) -> Tensor:
+    z = (x * 2)[:, :1]
+    z.expand(4, 2)[:, 0].add_(y[0])
+    return z * 1
+
+
+KEPT = [_input, _view_of_input, _seen_twice]
 
 
 def _forms(function: Callable[..., Any]) -> tuple[Any, Any, list[Tensor]]:
@@ -120,6 +149,18 @@ def test_local_writes_become_values(function: Callable[..., Any]) -> None:
     torch.testing.assert_close(
         graph.module(*(value.clone() for value in inputs)), eager(*(value.clone() for value in inputs)), rtol=0, atol=0
     )
+
+
+def test_many_writes_take_linear_time() -> None:
+    def fill(x: Tensor, y: Tensor) -> Tensor:
+        out = torch.zeros(500, 4)
+        for step in range(500):
+            out[step] = x[step % 4] * y[0]
+        return out
+
+    graph, eager, inputs = _forms(fill)
+    assert not any(mutates(node) for node in graph.module.graph.nodes)
+    torch.testing.assert_close(graph.module(*inputs), eager(*inputs), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("function", KEPT, ids=lambda function: function.__name__)

@@ -28,6 +28,7 @@ _HOME = {
     "Reason": "patterns.reasons",
     "operator": "passes.dialect",
     "disable": "passes",
+    "fit_guidance": "passes.cache_guidance",
     "graph_pass": "passes",
     "cache": "passes",
     "interval_table": "passes.cache_static",
@@ -57,6 +58,7 @@ __all__ = [
     "cache",
     "disable",
     "explain",
+    "fit_guidance",
     "graph_pass",
     "interval_table",
     "merge_tokens",
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
         unroll_convolution,
     )
     from .passes.base import Pass, PlanContext, Policy, UserError
+    from .passes.cache_guidance import fit_guidance
     from .passes.cache_static import interval_table
     from .passes.dialect import operator
     from .passes.harmonica import train_router

@@ -6,6 +6,7 @@ from .base import register
 from .cache_delta_dit import DeltaDiT
 from .cache_easycache import EasyCache
 from .cache_first_block import FirstBlock
+from .cache_guidance import AdaptiveGuidance, LinearGuidance
 from .cache_static import Static
 from .cache_taylor import Taylor
 
@@ -17,5 +18,7 @@ cache = register(
         "delta-dit": DeltaDiT,
         "taylor": Taylor,
         "static": Static,
+        "adaptive-guidance": AdaptiveGuidance,
+        "linear-ag": LinearGuidance,
     },
 )

@@ -11,18 +11,19 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..patterns.graph import NormalGraph
+from ..patterns.provenance import differentiated
 from ..patterns.reasons import Reason
 from ..patterns.sites import Attention, Operand, Site
 from .base import PlanContext, Policy, positive, register
 from .ops.tokens import Merging, bipartite_match, match_tokens, merge, merge_limit, unmerge
 from .plan import Fidelity, Rewrite
 from .preconditions import (
-    differentiated,
     no_dropout,
     no_gradient,
     one_set_of_tokens,
     operand_shape,
     permuted,
+    plain_softmax,
     same_batch,
     static_sizes,
 )
@@ -98,7 +99,8 @@ def _supported(site: Attention, context: PlanContext) -> Reason | None:
     if query[-2] != key[-2]:
         return Reason("unsupported-shape", f"{query[-2]} queries read {key[-2]} keys: not one set of tokens", names)
     return (
-        one_set_of_tokens(site, context.graph)
+        plain_softmax(site)
+        or one_set_of_tokens(site, context.graph)
         or no_dropout(site.dropout, site.output)
         or no_gradient(site, context.graph, "token merging")
     )

@@ -12,30 +12,9 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..patterns.graph import NormalGraph
+from ..patterns.provenance import differentiated as differentiated
 from ..patterns.reasons import Reason
 from ..patterns.sites import Attention, Operand, Site
-
-_DETACHED = (torch.ops.aten.detach.default, torch.ops.aten.detach_.default)
-_differentiated: weakref.WeakKeyDictionary[NormalGraph, set[Node]] = weakref.WeakKeyDictionary()
-
-
-def differentiated(graph: NormalGraph) -> set[Node]:
-    """Nodes a gradient may flow through: everything computed from an input that requires one, in a graph that records.
-
-    Dataflow decides, because the fake values of a retraced graph are detached. Kept per graph.
-    """
-    if graph not in _differentiated:
-        reached: set[Node] = set()
-        if graph.grad_enabled:
-            for node in graph.module.graph.nodes:
-                if node.op == "placeholder":
-                    hit = bool(getattr(node.meta.get("val"), "requires_grad", False))
-                else:
-                    hit = node.target not in _DETACHED and any(operand in reached for operand in node.all_input_nodes)
-                if hit:
-                    reached.add(node)
-        _differentiated[graph] = reached
-    return _differentiated[graph]
 
 
 def no_gradient(site: Site, graph: NormalGraph, what: str) -> Reason | None:
@@ -114,6 +93,19 @@ def no_dropout(dropout: float, node: Node) -> Reason | None:
     if dropout == 0:
         return None
     return Reason("dropout-active", f"attention weights are dropped with probability {dropout:g}", (node.name,))
+
+
+def plain_softmax(site: Attention) -> Reason | None:
+    """``unsupported-softmax`` unless weights are the softmax of scaled products and biases, and nothing else."""
+    if site.soft_cap is not None:
+        text = f"the scores are capped at {site.soft_cap:g}"
+    elif site.sinks is not None:
+        text = "a sink takes part of every softmax"
+    elif site.factor is not None:
+        text = "the scores are scaled by a tensor"
+    else:
+        return None
+    return Reason("unsupported-softmax", text, tuple(node.name for node in site.outputs))
 
 
 def same_batch(query: tuple[Any, ...], key: tuple[Any, ...], value: tuple[Any, ...], groups: int) -> bool:

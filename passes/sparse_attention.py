@@ -13,7 +13,16 @@ from ..patterns.sites import Attention, Site
 from .base import PlanContext, Policy, positive, register
 from .ops.block_sparse import block_sparse_attention
 from .plan import Fidelity, Rewrite
-from .preconditions import no_dropout, no_gradient, one_set_of_tokens, operand_shape, permuted, same_batch, static_sizes
+from .preconditions import (
+    no_dropout,
+    no_gradient,
+    one_set_of_tokens,
+    operand_shape,
+    permuted,
+    plain_softmax,
+    same_batch,
+    static_sizes,
+)
 
 _BLOCK = 64
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -75,7 +84,8 @@ def _supported(site: Attention, context: PlanContext) -> Reason | None:
     if query[-2] != key[-2]:
         return Reason("unsupported-shape", f"{query[-2]} queries read {key[-2]} keys: no diagonal", _names(site))
     return (
-        one_set_of_tokens(site, context.graph)
+        plain_softmax(site)
+        or one_set_of_tokens(site, context.graph)
         or no_dropout(site.dropout, site.output)
         or no_gradient(site, context.graph, "block-sparse attention")
     )

@@ -13,18 +13,22 @@ from functools import partial
 
 from torch.fx import Node
 
+from .attention_fused import fused
 from .attention_site import Parts, build
-from .axes import Atom, Layout, contraction, downward, expression, resolved, same
+from .axes import Atom, Layout, contraction, downward, resolved, same
 from .effects import Effects
 from .graph import NormalGraph
-from .nodes import DROPOUTS, argument, mutates, operation, readers, scalar, tensor
+from .nodes import DROPOUTS, argument, dimension, mutates, operation, readers, scalar, tensor
 from .operands import climb, descend
+from .product import Refused
+from .provenance import differentiated
 from .reasons import Reason
-from .scores import Origins, Refused, Scores, Softmax, follow, softmax_at
-from .sites import Bias, Site, Sites
+from .scores import Origins, Scores, Sinks, follow
+from .sites import Site, Sites
+from .softmax import Softmax, softmax_at
 
 # Functions that turn scores into weights in relatives of attention.
-_INSTEAD = frozenset({"sigmoid", "relu", "elu"})
+_INSTEAD = frozenset({"sigmoid", "relu", "elu", "gelu", "silu", "softplus", "log_softmax", "exp", "square", "pow"})
 
 
 def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason]]:
@@ -34,54 +38,67 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
     found: list[Site] = []
     refusals: list[Reason] = []
 
+    trained: set[Node] | None = None
+    instead: list[Node] = []
+    tried: set[Node] = set()
+
     def keep(read: Callable[[], Parts]) -> None:
+        nonlocal trained
         try:
-            found.append(build(f"attention.{len(found)}", read(), effects))
+            parts = read()
+            if parts.factor is not None:
+                trained = differentiated(graph) if trained is None else trained
+                if parts.factor[0] in trained:
+                    raise Refused("requires-grad", "the scores are scaled by something that is trained", parts.anchor)
+            found.append(build(f"attention.{len(found)}", parts, effects))
         except Refused as refused:
             refusals.append(refused.reason)
 
     for node in nodes.nodes:
         if operation(node) == "scaled_dot_product_attention":
-            keep(partial(_fused, node))
-            continue
-        if operation(node) in _INSTEAD and (reason := _other_normalisation(node, graph, origins)) is not None:
-            refusals.append(reason)
+            keep(partial(fused, node))
             continue
         anchor = softmax_at(node)
-        if anchor is not None and _used_in_a_product(anchor):
-            keep(partial(_spelled, anchor, origins))
+        if anchor is not None:
+            tried.update((node, anchor.weights, *anchor.weights.all_input_nodes))
+            if _product_below(anchor.weights) is not None:
+                keep(partial(_spelled, anchor, origins))
+        elif operation(node) in _INSTEAD:
+            instead.append(node)
+    tried.update(node for site in found for node in site.interior)
+    for node in instead:
+        if node not in tried and (reason := _other_normalisation(node, graph, origins)) is not None:
+            refusals.append(reason)
     return found, refusals
 
 
-def _used_in_a_product(anchor: Softmax) -> bool:
-    """True when the weights, or something near made of them, go into a product of two tensors."""
-    pending, seen = [anchor.weights], 0
+def _product_below(weights: Node) -> Node | None:
+    """The product of two tensors that ``weights``, or something near made of them, go into."""
+    pending, seen = [weights], 0
     while pending and seen < 12:
         node = pending.pop()
         seen += 1
         for user in readers(node):
             spec = contraction(user)
             if spec is not None and node in (spec.left, spec.right):
-                return True
+                return user
             if tensor(user) is not None:
                 pending.append(user)
-    return False
+    return None
 
 
 def _other_normalisation(node: Node, graph: NormalGraph, origins: Origins) -> Reason | None:
     """A reason when ``node`` stands where attention has its softmax: between two products of activations."""
     paths = origins.paths(node.args[0]) if isinstance(node.args[0], Node) else []
     above = contraction(paths[0][0]) if paths else None
-    users = readers(node)
-    below = contraction(users[0]) if len(users) == 1 else None
-    if above is None or below is None:
+    product = _product_below(node) if above is not None else None
+    below = contraction(product) if product is not None else None
+    if above is None or product is None or below is None:
         return None
     factors = (above.left, above.right, below.left, below.right)
     if any(graph.is_static(factor) or factor.meta["val"].dim() < 3 for factor in factors):
         return None
-    return Reason(
-        "unsupported-op", f"{node.target} in place of a softmax", (node.name, paths[0][0].name, users[0].name)
-    )
+    return Reason("unsupported-op", f"{node.target} in place of a softmax", (node.name, paths[0][0].name, product.name))
 
 
 def _spelled(anchor: Softmax, origins: Origins) -> Parts:
@@ -110,7 +127,9 @@ def _along(anchor: Softmax, scores: Scores) -> Parts:
         rows, columns = product.columns, product.rows
     else:
         raise Refused("wrong-axis", "softmax runs over an axis that is not the key axis", anchor.weights)
-    below = _down(anchor, scores.layout, columns)
+    if scores.sinks is not None and scores.sinks.axis is not columns:
+        raise Refused("wrong-axis", "the sinks are not beside the keys", anchor.weights)
+    below = _down(anchor, scores, columns)
     inner = next(atom for axis in product.left for atom in axis if atom not in (*product.batch, rows, columns))
     batch = tuple(atom for axis in scores.layout for atom in axis if atom not in (rows, columns))
     return Parts(
@@ -124,12 +143,15 @@ def _along(anchor: Softmax, scores: Scores) -> Parts:
         query=climb(*query),
         key=climb(*key),
         value=climb(below.value, below.value_layout, scaled=False),
-        output=descend(below.product, below.out),
-        scale=scores.factor,
+        output=descend(anchor.divided or below.product, below.out),
+        scale=scores.scale,
         biases=scores.biases,
         layouts={**scores.layouts, **below.layouts},
         dropout=below.dropout,
         hidden_rows="zero" if below.guarded else anchor.hidden_rows,
+        factor=scores.temperature,
+        soft_cap=scores.soft_cap,
+        sinks=None if scores.sinks is None else (scores.sinks.value, scores.sinks.layout),
     )
 
 
@@ -145,13 +167,17 @@ class _Below:
     layouts: dict[Node, Layout] = field(default_factory=dict)
 
 
-def _down(anchor: Softmax, layout: Layout, columns: Atom) -> _Below:
+def _down(anchor: Softmax, scores: Scores, columns: Atom) -> _Below:
     """Follow the weights to their product with the value. Raises Refused."""
-    node, dropout, guarded = anchor.weights, 0.0, False
+    node, layout, sinks = anchor.weights, scores.layout, scores.sinks
+    dropout, guarded = 0.0, False
     layouts: dict[Node, Layout] = {}
     while True:
-        layouts[node] = layout
+        if not (operation(node) == "slice" and scores.sinks is not None and scores.sinks.first):
+            layouts[node] = layout  # (a cut that starts behind the sinks has no place among even parts)
         users = readers(node)
+        if anchor.divided is not None and node is anchor.weights:
+            users = [user for user in users if contraction(user) is not None]
         guard = _nan_guard(node, users)
         if guard is not None:
             node, guarded = guard, True
@@ -164,7 +190,11 @@ def _down(anchor: Softmax, layout: Layout, columns: Atom) -> _Below:
             raise Refused("mutation", f"{user.target} changes the weights in place", user)
         spec = contraction(user)
         if spec is not None and node in (spec.left, spec.right):
+            if sinks is not None:
+                raise Refused("unsupported-shape", "the weights of the sinks meet a value", user)
             below = _value(user, node, layout, columns)
+            if anchor.divided is not None and not _divides(below.out, layout, columns, below.channels):
+                raise Refused("wrong-axis", "the sums of the weights do not lie along the queries", anchor.divided)
             below.dropout, below.guarded, below.layouts = dropout, guarded, layouts
             return below
         if name in DROPOUTS and user.args[0] is node:
@@ -175,11 +205,30 @@ def _down(anchor: Softmax, layout: Layout, columns: Atom) -> _Below:
                 if probability is None:
                     raise Refused("unsupported-op", "the dropout probability is not a constant", user)
                 dropout = 1.0 - (1.0 - dropout) * (1.0 - probability)
+        elif sinks is not None and _drops(user, node, sinks, layout):
+            sinks = None
         elif user.args and user.args[0] is node and (moved := downward(user, layout)) is not None:
             layout = moved
         else:
             raise Refused("unsupported-op", f"{user.target} acts on the attention weights", user)
         node = user
+
+
+def _divides(out: Layout, weights: Layout, columns: Atom, channels: Atom) -> bool:
+    """True when sums of ``weights`` over ``columns`` broadcast against ``out`` as one number for each query."""
+    expected = tuple((channels,) if axis == (columns,) else axis for axis in resolved(weights))
+    return resolved(out) == expected
+
+
+def _drops(user: Node, weights: Node, sinks: Sinks, layout: Layout) -> bool:
+    """True for the cut that leaves the weights of all keys and drops that of the sinks."""
+    made, axes = tensor(user), resolved(layout)
+    if operation(user) != "slice" or user.args[0] is not weights or made is None:
+        return False
+    axis, start = dimension(argument(user, "dim"), made.dim()), argument(user, "start")
+    first = start == 1 if sinks.first else start in (None, 0)
+    whole = axes[axis] == (sinks.axis,) and same(made.shape[axis], sinks.axis.size)
+    return first and whole and argument(user, "step") == 1
 
 
 def _nan_guard(node: Node, users: Sequence[Node]) -> Node | None:
@@ -240,63 +289,3 @@ def _value(node: Node, weights: Node, layout: Layout, columns: Atom) -> _Below:
             raise Refused("unsupported-shape", "the value broadcasts the weights", node)
     out = tuple(bound[letter] for letter in spec.out_letters)
     return _Below(node, value, tuple(value_layout), channels, out)
-
-
-def _fused(node: Node) -> Parts:
-    """``aten.scaled_dot_product_attention``: the same fields, read from its arguments. Raises Refused."""
-    query, key, value = (argument(node, name) for name in ("query", "key", "value"))
-    shapes = [item.meta["val"].shape for item in (query, key, value)]
-    if min(map(len, shapes)) < 2 or any(expression(size) == 0 for shape in shapes for size in shape):
-        raise Refused("unsupported-shape", "an operand has no elements or too few axes", node)
-    rows, inner = (Atom(size, rigid=True) for size in shapes[0][-2:])
-    columns, channels = Atom(shapes[1][-2], rigid=True), Atom(shapes[2][-1], rigid=True)
-    batch = [Atom(size) for size in node.meta["val"].shape[:-2]]
-    if argument(node, "enable_gqa") is True and not same(shapes[0][-3], shapes[1][-3]):
-        kept = expression(shapes[1][-3])
-        if not isinstance(kept, int) or not isinstance(batch[-1].size, int) or batch[-1].size % kept:
-            raise Refused("unsupported-shape", "the number of query heads per key head is not a constant", node)
-        batch[-1].parts = (Atom(kept), Atom(batch[-1].size // kept))
-
-    def layout(shape: Sequence[object], *last: Atom) -> Layout:
-        axes: list[tuple[Atom, ...]] = []
-        for atom, size in zip(batch[len(batch) - len(shape) + 2 :], shape[:-2], strict=True):
-            if same(size, atom.size):
-                axes.append((atom,))
-            else:
-                axes.append(atom.parts[:1] if atom.parts and not same(size, 1) else ())
-        return (*axes, *((atom,) for atom in last))
-
-    if max(map(len, shapes)) > len(batch) + 2:
-        raise Refused("unsupported-shape", "an operand has more axes than the output", node)
-    scale = argument(node, "scale")
-    if scale is None and isinstance(inner.size, int):
-        scale = 1.0 / math.sqrt(inner.size)
-    dropout = scalar(argument(node, "dropout_p"))
-    if scalar(scale) is None or dropout is None:
-        raise Refused("unsupported-op", "the scale or the dropout probability is not a constant", node)
-    scores_layout = (*((atom,) for atom in batch), (rows,), (columns,))
-    biases: list[tuple[Bias, Layout]] = []
-    mask = argument(node, "attn_mask")
-    if mask is not None:
-        kind = "boolean" if str(mask.meta["val"].dtype) == "torch.bool" else "additive"
-        biases.append((Bias(kind, mask), scores_layout))
-    if argument(node, "is_causal") is True:
-        biases.append((Bias("causal", None, "causal"), scores_layout))
-    return Parts(
-        anchor=node,
-        form="sdpa",
-        batch=tuple(batch),
-        rows=rows,
-        columns=columns,
-        inner=inner,
-        channels=channels,
-        query=climb(query, layout(shapes[0], rows, inner)),
-        key=climb(key, layout(shapes[1], columns, inner)),
-        value=climb(value, layout(shapes[2], columns, channels), scaled=False),
-        output=descend(node, (*((atom,) for atom in batch), (rows,), (channels,))),
-        scale=float(scalar(scale) or 0.0),
-        biases=biases,
-        layouts={},
-        dropout=dropout,
-        hidden_rows="zero",
-    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 from torch.fx import Node
@@ -14,8 +15,8 @@ from .effects import Effects
 from .evaluate import before
 from .masks import simplify
 from .nodes import tensor
-from .operands import Candidate, Letters, broadcasts, deepest, letterings, matching
-from .scores import Refused
+from .operands import Candidate, Letters, broadcasts, climb, deepest, letterings, matching
+from .product import Refused
 from .sites import Attention, Bias, Operand
 
 
@@ -39,6 +40,14 @@ class Parts:
     layouts: dict[Node, Layout]
     dropout: float
     hidden_rows: str
+    factor: tuple[Node, Layout] | None = None
+    soft_cap: float | None = None
+    sinks: tuple[Node, Layout] | None = None
+
+    @property
+    def broadcast(self) -> list[tuple[Node, Layout]]:
+        """What else the scores meet besides biases."""
+        return [item for item in (self.factor, self.sinks) if item is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +57,7 @@ class _Arrangement:
     output: Candidate
     output_order: tuple[int, ...]
     biases: tuple[Bias, ...]
+    prepared: dict[Node, Layout]
 
 
 def build(name: str, parts: Parts, effects: Effects) -> Attention:
@@ -57,6 +67,7 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
     output = arrangement.output.node
     operands = tuple(candidate.node for candidate, _ in arrangement.operands)
     masks = tuple(bias.value for bias in arrangement.biases if bias.value is not None)
+    masks += tuple(node for node, _ in parts.broadcast)
     inputs = tuple(dict.fromkeys((*operands, *masks)))
     if output in inputs:
         raise Refused("unsupported-shape", "the output is an operand", output)
@@ -81,6 +92,9 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
         groups=arrangement.letters.groups,
         dropout=parts.dropout,
         hidden_rows=parts.hidden_rows,
+        factor=parts.factor[0] if parts.factor else None,
+        soft_cap=parts.soft_cap,
+        sinks=parts.sinks[0] if parts.sinks else None,
         output_permutation=_or_none(_inverse(arrangement.output_order)),
         flops=flops,
         bytes=moved,
@@ -111,21 +125,42 @@ def _arrange(parts: Parts, effects: Effects) -> _Arrangement:
         if chosen is None:
             continue
         scores = (*letters.batch, (parts.rows,), (parts.columns,))
-        biases = []
+        biases: list[Bias] = []
+        prepared: dict[Node, Layout] = {}
         for bias, layout in simplified:
             if bias.value is not None and not broadcasts(bias.value, layout, scores):
-                blocked = bias.value
-                break
+                moved = _before_moves(bias.value, layout, scores)
+                if not moved:
+                    blocked = bias.value
+                    break
+                bias = replace(bias, value=moved[-1].node)
+                prepared |= {candidate.node: candidate.layout for candidate in moved}
             if bias.kind == "causal" and resolved(layout)[-2:] != (leaves([parts.rows]), leaves([parts.columns])):
                 blocked = parts.anchor
                 break
             biases.append(bias)
         else:
+            apart = next((node for node, layout in parts.broadcast if not broadcasts(node, layout, scores)), None)
+            if apart is not None:
+                blocked = apart
+                continue
             operands, output, order = chosen
-            return _Arrangement(letters, operands, output, order, tuple(biases))
+            return _Arrangement(letters, operands, output, order, tuple(biases), prepared)
     if blocked is not None:
         raise Refused("unsupported-mask", "a bias does not broadcast against [batch, query, key]", blocked)
     raise Refused("unsupported-shape", "the operands have no common axis order", parts.anchor)
+
+
+def _before_moves(value: Node, layout: Layout, wanted: Sequence[tuple[Atom, ...]]) -> list[Candidate]:
+    """The way from ``value`` back to the farthest tensor it was moved from that broadcasts against axes ``wanted``."""
+    shape = value.meta["val"].shape
+    sizes = [math.prod(atom.size for atom in axis) for axis in resolved(layout)]
+    if len(shape) != len(layout) or not all(map(same, shape, sizes)):
+        return []
+    moved = climb(value, layout, scaled=False)
+    while moved and (moved[-1].cast or not broadcasts(moved[-1].node, moved[-1].layout, wanted)):
+        moved.pop()
+    return moved
 
 
 def _operands(
@@ -183,10 +218,10 @@ def _named(
             sizes[name] *= atom.hint
             sizes[label[atom]] = atom.hint if len(axis) > 1 else sizes[name]
     sizes |= {label[atom]: atom.hint for atom in (parts.rows, parts.columns, parts.inner, parts.channels)}
-    layouts = dict(parts.layouts)
+    layouts = parts.layouts | arrangement.prepared
     for candidate in (*parts.query, *parts.key, *parts.value, *parts.output):
         layouts[candidate.node] = candidate.layout
-    operands = {candidate.node for candidate, _ in arrangement.operands}
+    operands = {candidate.node for candidate, _ in arrangement.operands} | arrangement.prepared.keys()
     axes = {
         node: tuple(tuple(label[atom] for atom in axis) for axis in resolved(layout))
         for node, layout in layouts.items()

@@ -13,15 +13,23 @@ from torch.fx import Node
 from .effects import Effects
 from .evaluate import constant_value
 from .nodes import CASTS, argument, operation, scalar, tensor, unchanged
+from .operands import factor_of
 from .sites import Bias
 
 # A finite number this low hides a score: its weight underflows to zero beside any visible one.
 LOW = -1e4
+# Added (not put) in place of a score, only a number this low leaves nothing of the score, even in float64: then a row
+# where every key is hidden is the same whichever way the mask was written.
+_ABSORBING = -1e20
 
 _NOT = frozenset({"bitwise_not", "logical_not", "__invert__"})
 _AND = frozenset({"bitwise_and", "logical_and", "__and__"})
 _OR = frozenset({"bitwise_or", "logical_or", "__or__"})
-_FILLED = frozenset({"zeros", "zeros_like", "new_zeros", "full", "full_like", "new_full", "scalar_tensor"})
+_FILLED = frozenset({"zeros", "zeros_like", "new_zeros", "full", "full_like", "new_full", "scalar_tensor"}) | {
+    "ones",
+    "ones_like",
+    "new_ones",
+}
 
 
 def simplify(bias: Bias, effects: Effects) -> list[Bias]:
@@ -45,6 +53,13 @@ def hidden_fill(value: Any) -> float | None:
     """The number behind a fill argument when it is low enough to hide a score."""
     number = scalar(value)
     return number if number is not None and number <= LOW else None
+
+
+def plainest(node: Node) -> Node:
+    """The value that means the same as ``node`` under broadcasting, without the expansions in between."""
+    while node.op == "call_function" and _only_broadcast(node) and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
 
 
 def _step(bias: Bias) -> list[Bias] | None:
@@ -76,15 +91,64 @@ def _additive_step(bias: Bias, node: Node) -> list[Bias] | None:
     name = operation(node)
     if name in CASTS and isinstance(node.args[0], Node) and operation(node.args[0]) in ("where", "masked_fill"):
         return [dataclasses.replace(bias, value=node.args[0])]
-    if name == "where" and len(node.args) == 3:
-        condition, kept, other = node.args
-        if _boolean(condition) and _zero(kept) and hidden_fill(other) is not None:
-            return [Bias("boolean", condition, fill=hidden_fill(other) or LOW)]  # type: ignore[arg-type]
-        if _boolean(condition) and _zero(other) and hidden_fill(kept) is not None:
-            return [Bias("hidden", condition, fill=hidden_fill(kept) or LOW)]  # type: ignore[arg-type]
-    if name == "masked_fill" and _zero(node.args[0]) and hidden_fill(node.args[2]) is not None:
-        return [Bias("hidden", node.args[1], fill=hidden_fill(node.args[2]) or LOW)]  # type: ignore[arg-type]
+    choice: Any = None
+    if name == "where" and len(node.args) == 3 and _boolean(node.args[0]):
+        kept, other = (0.0 if _zero(item) else scalar(item) for item in node.args[1:])
+        choice = (node.args[0], kept, other)
+    elif name == "masked_fill" and (_zero(node.args[0]) or _where_not_zero(node.args[1], node.args[0])):
+        choice = (node.args[1], scalar(node.args[2]), 0.0)
+    else:
+        choice = _scaled_mask(node)
+    if choice is None or None in choice:
+        return None
+    mask, where_true, where_false = choice
+    if where_true == 0.0 and where_false <= _ABSORBING:
+        return [Bias("boolean", mask, fill=where_false)]
+    if where_false == 0.0 and where_true <= _ABSORBING:
+        return [Bias("hidden", mask, fill=where_true)]
     return None
+
+
+def _where_not_zero(mask: Any, value: Any) -> bool:
+    """True when ``mask`` is ``value`` read as booleans, so that the elements left alone are zeros."""
+    return isinstance(mask, Node) and operation(mask) in CASTS and mask.args[0] is value and _boolean(mask)
+
+
+def _scaled_mask(node: Node) -> tuple[Node, float, float] | None:
+    """A boolean mask in arithmetic, such as ``(1 - mask) * lowest``: the mask, and the values where it is 1 and 0."""
+    factor, offset = 1.0, 0.0  # the bias is factor * node + offset
+    for _ in range(8):
+        name = operation(node)
+        if _boolean(node):
+            return node, factor + offset, offset
+        if not node.args or node.op != "call_function":
+            return None
+        scaled = factor_of(node)
+        if scaled is not None:
+            node, factor = scaled[0], factor * scaled[1]
+        elif name in CASTS or unchanged(node):
+            node = node.args[0]  # type: ignore[assignment]
+        elif name in ("add", "sub", "rsub") and len(node.args) == 2 and not node.kwargs:
+            left, right = node.args if name != "rsub" else node.args[::-1]
+            sign = 1.0 if name == "add" else -1.0
+            left_number, right_number = _number(left), _number(right)
+            if left_number is not None and isinstance(right, Node):
+                node, offset, factor = right, offset + factor * left_number, factor * sign
+            elif right_number is not None and isinstance(left, Node):
+                node, offset = left, offset + factor * sign * right_number
+            else:
+                return None
+        else:
+            return None
+        if not isinstance(node, Node):
+            return None
+    return None
+
+
+def _number(value: Any) -> float | None:
+    """A constant, or a tensor filled with one that a mask broadcasts against."""
+    number = scalar(value)
+    return number if number is not None or not isinstance(value, Node) else _filled(value)
 
 
 def _boolean_step(bias: Bias, node: Node) -> list[Bias] | None:
@@ -97,6 +161,14 @@ def _boolean_step(bias: Bias, node: Node) -> list[Bias] | None:
     if name in ("eq", "ne") and _boolean(first) and scalar(node.args[1]) in (0.0, 1.0):
         kept = (scalar(node.args[1]) == 1.0) == (name == "eq")
         return [dataclasses.replace(bias, kind=bias.kind if kept else other, value=first)]
+    numbers = _scaled_mask(first) if isinstance(first, Node) and not _boolean(first) else None
+    compared = scalar(node.args[1]) if name in ("eq", "ne") else 0.0 if name in CASTS else None
+    if numbers is not None and compared is not None:
+        # Arithmetic on a mask compared with one of its two values, or read as booleans.
+        mask, where_true, where_false = numbers
+        hits = (where_true == compared) == (name == "eq"), (where_false == compared) == (name == "eq")
+        if hits[0] != hits[1]:
+            return [dataclasses.replace(bias, kind=bias.kind if hits[0] else other, value=mask)]
     if name in (_AND if bias.kind == "boolean" else _OR) and all(_boolean(item) for item in operands):
         return [dataclasses.replace(bias, value=item) for item in operands]
     return None
@@ -108,14 +180,17 @@ def _boolean(value: Any) -> bool:
 
 
 def _zero(value: Any) -> bool:
-    if scalar(value) == 0.0:
-        return True
-    if not isinstance(value, Node) or operation(value) not in _FILLED:
-        return False
-    if "zeros" in operation(value):
-        return True
-    name = "s" if operation(value) == "scalar_tensor" else "fill_value"
-    return scalar(argument(value, name)) == 0.0
+    return _number(value) == 0.0
+
+
+def _filled(node: Node) -> float | None:
+    """The number that every element of ``node`` has by the operation that makes it."""
+    name = operation(node)
+    if name not in _FILLED:
+        return None
+    if "zeros" in name or "ones" in name:
+        return float("ones" in name)
+    return scalar(argument(node, "s" if name == "scalar_tensor" else "fill_value"))
 
 
 def _known(bias: Bias, effects: Effects) -> list[Bias] | None:

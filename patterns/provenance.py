@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 
 from torch.fx import Node
@@ -50,6 +51,30 @@ class Provenance:
                     seen.add(user)
                     pending.append(user)
         return False
+
+
+_differentiated: weakref.WeakKeyDictionary[NormalGraph, set[Node]] = weakref.WeakKeyDictionary()
+
+
+def differentiated(graph: NormalGraph) -> set[Node]:
+    """Nodes a gradient may flow through: everything computed from an input that requires one, in a graph that records.
+
+    Dataflow decides, because the fake values of a retraced graph are detached. Kept per graph.
+    """
+    if graph not in _differentiated:
+        reached: set[Node] = set()
+        if graph.grad_enabled:
+            for node in graph.module.graph.nodes:
+                if node.op == "placeholder":
+                    hit = bool(getattr(node.meta.get("val"), "requires_grad", False))
+                else:
+                    hit = operation(node) not in ("detach", "detach_") and any(
+                        operand in reached for operand in node.all_input_nodes
+                    )
+                if hit:
+                    reached.add(node)
+        _differentiated[graph] = reached
+    return _differentiated[graph]
 
 
 def between(x: Node, inputs: Iterable[Node], *outputs: Node) -> frozenset[Node]:

@@ -12,6 +12,7 @@ CODES: dict[str, str] = {
     "unsupported-op": "an operation inside the candidate has no place in the pattern",
     "cross-attention": "queries and keys are different tokens, and the rewrite needs one set of them",
     "unsupported-mask": "a mask or bias the rewrite cannot express",
+    "unsupported-softmax": "scores become weights in a way the rewrite cannot express (soft cap, sinks, temperature)",
     "unsupported-dtype": "an element type the rewrite has no meaning or kernel for",
     "unsupported-shape": "a rank, size or dynamic dimension the rewrite cannot take",
     "unsupported-device": "no provider on this device",

@@ -73,14 +73,25 @@ def _small_attention(site: Attention) -> dict[str, int]:
 
 @meaning(Attention, small=_small_attention)
 def attention(site: Attention, read: Read) -> Tensor:
-    """``softmax(scale * q k^T + biases) v`` (Vaswani et al. 2017, equation 1), with key heads shared by ``groups``."""
+    """``softmax(scale * q k^T + biases) v`` (Vaswani et al. 2017, equation 1), with key heads shared by ``groups``.
+
+    Soft cap: Gemma Team, Gemma 2 (2024), section 2. Sinks: OpenAI, gpt-oss-120b and gpt-oss-20b (2025), section 2.3.
+    """
     query, key, value = (read_operand(item, read) for item in (site.query, site.key, site.value))
     if site.groups > 1:
         key, value = (item.repeat_interleave(site.groups, dim=-3) for item in (key, value))
     scores = query @ key.transpose(-2, -1) * site.scale
+    if site.factor is not None:
+        scores = scores * read(site.factor)
+    if site.soft_cap is not None:
+        scores = torch.tanh(scores / site.soft_cap) * site.soft_cap
     for bias in site.biases:
         scores = biased(scores, bias, read)
-    weights = torch.softmax(scores, dim=-1)
+    if site.sinks is None:
+        weights = torch.softmax(scores, dim=-1)
+    else:
+        sinks = read(site.sinks).expand(*scores.shape[:-1], 1)
+        weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
     if site.hidden_rows == "zero":
         blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
         weights = weights.masked_fill(blind, 0.0)

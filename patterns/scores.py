@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.fx import Graph, Node
 
-from .axes import Atom, Contraction, Layout, contraction, downward, resolved, same
-from .masks import hidden_fill
+from .axes import Atom, Layout, contraction, downward, resolved, same
+from .masks import hidden_fill, plainest
 from .nodes import (
     CASTS,
     CONTRACTIONS,
     MOVEMENTS,
+    PERMUTES,
     argument,
     cast_of,
     dimension,
     mutates,
     operation,
-    readers,
     scalar,
     tensor,
     unchanged,
 )
 from .operands import factor_of
-from .reasons import Reason
+from .product import Product, Refused, product
 from .sites import Bias
+from .softmax import is_row_maximum
 
 _SUMS = frozenset({"add", "sub", "add_", "sub_"})
 _CHOICES = frozenset({"where", "masked_fill", "masked_fill_"})
@@ -33,17 +35,9 @@ _POINTWISE = frozenset(
     {"mul", "div", "mul_", "div_", "multiply", "true_divide", "neg", "tanh", "sigmoid", "relu", "clamp", "clamp_min"}
     | {"maximum", "minimum", "exp", "abs", "pow", "copy_", "fill_", "tril", "triu"}
 )
-_STEPS = _SUMS | _CHOICES | _POINTWISE | MOVEMENTS | CASTS | {"slice"}
+_STEPS = _SUMS | _CHOICES | _POINTWISE | MOVEMENTS | CASTS | {"slice", "cat"}
 # An epilogue is a handful of operations; anything longer is another computation that happens to start at a product.
 _LONGEST = 24
-
-
-class Refused(Exception):
-    """A candidate that turned out not to be the pattern; carries the reason."""
-
-    def __init__(self, code: str, text: str, *nodes: Node) -> None:
-        super().__init__(text)
-        self.reason = Reason(code, text, tuple(node.name for node in nodes))
 
 
 class Origins:
@@ -82,8 +76,11 @@ class Origins:
 
 
 def _operands(node: Node, name: str) -> list[Node]:
+    items: Sequence[Any]
     if name == "where":
         items = node.args[1:3]
+    elif name == "cat":
+        items = node.args[0] if len(node.args[0]) == 2 else ()  # type: ignore[arg-type, assignment]
     elif name in _CHOICES or name in MOVEMENTS or name in CASTS or name == "slice":
         items = node.args[:1]
     else:
@@ -91,64 +88,43 @@ def _operands(node: Node, name: str) -> list[Node]:
     return [item for item in items if isinstance(item, Node)]
 
 
-@dataclass(eq=False)
-class Product:
-    """A contraction with atoms for its letters. ``rows`` and ``columns`` are the left and right operands' own axes."""
+@dataclass(frozen=True, eq=False)
+class Sinks:
+    """One more score in every row: ``value`` beside the scores along ``axis``, before or behind them."""
 
-    node: Node
-    spec: Contraction
-    batch: tuple[Atom, ...]
-    rows: Atom
-    columns: Atom
-    left: Layout
-    right: Layout
-    out: Layout
-
-
-def product(node: Node) -> Product:
-    """The product at ``node`` with fresh atoms; Refused when it is not batch x rows x columns over one letter."""
-    spec = contraction(node)
-    if spec is None:
-        raise Refused("unsupported-op", f"{node.target} is not a product of two tensors", node)
-    left, right, out = set(spec.left_letters), set(spec.right_letters), set(spec.out_letters)
-    rows, columns, inner = left - right, right - left, (left & right) - out
-    if len(rows) != 1 or len(columns) != 1 or len(inner) != 1 or not (rows | columns) <= out:
-        raise Refused("unsupported-shape", "scores need one query, one key and one summed axis", node)
-    sizes: dict[str, object] = dict(zip(spec.out_letters, node.meta["val"].shape, strict=True))
-    (summed,) = inner
-    sizes[summed] = spec.left.meta["val"].shape[spec.left_letters.index(summed)]
-    free = rows | columns | inner
-    atoms = {letter: Atom(size, rigid=letter in free) for letter, size in sizes.items()}
-    if any(atom.size == 0 for atom in atoms.values()):
-        raise Refused("unsupported-shape", "an axis has no elements", node)
-    return Product(
-        node,
-        spec,
-        tuple(atoms[letter] for letter in spec.out_letters if letter not in free),
-        atoms[rows.pop()],
-        atoms[columns.pop()],
-        _operand_layout(spec.left, spec.left_letters, atoms),
-        _operand_layout(spec.right, spec.right_letters, atoms),
-        tuple((atoms[letter],) for letter in spec.out_letters),
-    )
-
-
-def _operand_layout(node: Node, letters: Sequence[str], atoms: dict[str, Atom]) -> Layout:
-    shape = node.meta["val"].shape
-    return tuple(
-        (atoms[letter],) if same(size, atoms[letter].size) else () for letter, size in zip(letters, shape, strict=True)
-    )
+    value: Node
+    layout: Layout
+    axis: Atom
+    first: bool
 
 
 @dataclass(eq=False)
 class Scores:
-    """What reaches the softmax: ``factor`` times the product, then ``biases``, each added in its own layout."""
+    """What reaches the softmax: ``factor`` times the product, then ``biases``, each added in its own layout.
+
+    ``temperature`` multiplies the product in the layout given with it. After a hyperbolic tangent ``bent`` is the
+    factor before it and ``factor`` the one behind. ``shifted`` scores have a number or their row's maximum taken off.
+    """
 
     product: Product
     layout: Layout
     factor: float
     biases: list[tuple[Bias, Layout]] = field(default_factory=list)
     layouts: dict[Node, Layout] = field(default_factory=dict)
+    temperature: tuple[Node, Layout] | None = None
+    bent: float | None = None
+    sinks: Sinks | None = None
+    shifted: bool = False
+
+    @property
+    def scale(self) -> float:
+        """The factor of the scores while they are small, where a soft cap does nothing."""
+        return self.factor if self.bent is None else self.factor * self.bent
+
+    @property
+    def soft_cap(self) -> float | None:
+        """What no score exceeds: ``a tanh(b x)`` is ``c tanh(ab x / c)`` with ``c = |a|``."""
+        return None if self.bent is None else abs(self.factor)
 
 
 def follow(path: Sequence[Node]) -> Scores:
@@ -168,6 +144,8 @@ def follow(path: Sequence[Node]) -> Scores:
     for before, node in zip(path, path[1:], strict=False):
         _step(scores, before, node)
         scores.layouts[node] = scores.layout
+    if scores.bent is not None and scores.factor == 0.0:
+        raise Refused("unsupported-op", "the scores are multiplied with zero", path[-1])
     return scores
 
 
@@ -175,24 +153,44 @@ def _step(scores: Scores, before: Node, node: Node) -> None:
     name = operation(node)
     if mutates(node):
         raise Refused("mutation", f"{node.target} changes the scores in place", node)
+    moved = name in MOVEMENTS or unchanged(node) or cast_of(node) is not None
+    shift = name == "sub" and node.args[0] is before and _is_maximum(node.args[1], before)
+    if (
+        scores.sinks is not None
+        and not shift
+        and not (moved and (name in PERMUTES or cast_of(node) or unchanged(node)))
+    ):
+        raise Refused("unsupported-op", f"{node.target} acts on scores and sinks together", node)
     scaled = factor_of(node)
     if scaled is not None and scaled[0] is before:
         if scores.biases and scaled[1] != 1.0:
             raise Refused("unsupported-mask", "a bias is scaled after it was added", node)
         scores.factor *= scaled[1]
+    elif shift:
+        scores.shifted = True
     elif name in ("add", "sub"):
         _add(scores, before, node, name)
     elif name in ("where", "masked_fill"):
         scores.biases.append((_hiding(before, node, name), scores.layout))
-    elif name in MOVEMENTS or unchanged(node) or cast_of(node) is not None:
+    elif moved:
         layout = downward(node, scores.layout)
         if layout is None:
             raise Refused("unsupported-shape", f"{node.target} mixes the axes of the scores", node)
         scores.layout = layout
-    elif name in ("mul", "div"):
-        raise Refused("unsupported-op", "the scores are scaled by something that is not a constant", node)
+    elif name == "mul":
+        _heat(scores, before, node)
+    elif name == "tanh":
+        _bend(scores, node)
+    elif name == "cat":
+        _sink(scores, before, node)
+    elif name == "div":
+        raise Refused("unsupported-op", "the scores are divided by something that is not a constant", node)
     else:
         raise Refused("unsupported-op", f"{node.target} acts on the scores", node)
+    _keeps_shape(scores, node)
+
+
+def _keeps_shape(scores: Scores, node: Node) -> None:
     made = tensor(node)
     if made is None or made.dim() != len(scores.layout):
         raise Refused("unsupported-shape", f"{node.target} broadcasts the scores", node)
@@ -200,21 +198,60 @@ def _step(scores: Scores, before: Node, node: Node) -> None:
         whole: object = 1
         for atom in axis:
             whole = whole * atom.size
+        if scores.sinks is not None and axis == (scores.sinks.axis,):
+            whole = whole + 1  # type: ignore[operator]
         if not same(whole, size):
             raise Refused("unsupported-shape", f"{node.target} broadcasts the scores", node)
+
+
+def _heat(scores: Scores, before: Node, node: Node) -> None:
+    """A temperature: the scores times a tensor."""
+    left, right = node.args[:2]
+    other = right if left is before else left
+    if tensor(other) is None or other is before or not tensor(other).is_floating_point():  # type: ignore[union-attr]
+        raise Refused("unsupported-op", "the scores are multiplied with themselves", node)
+    if scores.biases:
+        raise Refused("unsupported-mask", "a bias is scaled after it was added", node)
+    if scores.temperature is not None or scores.bent is not None or scores.shifted:
+        raise Refused("unsupported-op", "the scores are scaled twice by something that is not a constant", node)
+    scores.temperature = (plainest(other), scores.layout)  # type: ignore[arg-type]
+
+
+def _bend(scores: Scores, node: Node) -> None:
+    """The hyperbolic tangent of a soft cap."""
+    if scores.biases:
+        raise Refused("unsupported-mask", "a bias is capped after it was added", node)
+    if scores.bent is not None or scores.shifted:
+        raise Refused("unsupported-op", f"{node.target} acts on scores that are shifted or capped already", node)
+    scores.bent, scores.factor = scores.factor, 1.0
+
+
+def _sink(scores: Scores, before: Node, node: Node) -> None:
+    """One more score beside the others, whose weight is dropped after the softmax."""
+    parts: Any = node.args[0]
+    first = parts[1] is before
+    other, axis = parts[0 if first else 1], dimension(argument(node, "dim"), len(scores.layout))
+    atoms = resolved(scores.layout)[axis]
+    if not same(other.meta["val"].shape[axis], 1) or len(atoms) != 1 or not atoms[0].rigid:
+        raise Refused("unsupported-op", f"{node.target} joins the scores with other scores", node)
+    if scores.shifted:
+        raise Refused("unsupported-op", "a sink joins scores that are shifted already", node)
+    scores.sinks = Sinks(plainest(other), scores.layout, atoms[0], first)
 
 
 def _add(scores: Scores, before: Node, node: Node, name: str) -> None:
     left, right = node.args[:2]
     other = right if left is before else left
-    if scalar(other) is not None:
-        return  # the same number on every score changes no weight
-    shift = name == "sub" and left is before and isinstance(other, Node) and is_row_maximum(other, before)
-    if shift:
+    if scalar(other) is not None and not (name == "sub" and other is left):
+        scores.shifted = True  # the same number on every score changes no weight
         return
     if name == "sub" or node.kwargs.get("alpha", 1) != 1 or tensor(other) is None:
         raise Refused("unsupported-op", f"{node.target} acts on the scores", node)
     scores.biases.append((Bias("additive", other), scores.layout))  # type: ignore[arg-type]
+
+
+def _is_maximum(node: Any, of: Node) -> bool:
+    return isinstance(node, Node) and is_row_maximum(node, of)
 
 
 def _hiding(before: Node, node: Node, name: str) -> Bias:
@@ -228,46 +265,3 @@ def _hiding(before: Node, node: Node, name: str) -> Bias:
     if number is None or made is None or str(made.dtype) != "torch.bool":
         raise Refused("unsupported-mask", f"{node.target} puts something else than a low number in the scores", node)
     return Bias(kind, mask, fill=number)  # type: ignore[arg-type]
-
-
-def is_row_maximum(node: Node, of: Node) -> bool:
-    """True for the (detached) maximum of ``of`` along one axis, kept as an axis of size one."""
-    while operation(node) in ("detach", "alias") and isinstance(node.args[0], Node):
-        node = node.args[0]
-    if "getitem" in str(node.target) and node.args[1] == 0 and isinstance(node.args[0], Node):
-        node = node.args[0]
-    return operation(node) in ("amax", "max") and node.args[0] is of and argument(node, "keepdim") is True
-
-
-@dataclass(frozen=True, eq=False)
-class Softmax:
-    """A normalisation by exponentials over one axis: ``weights`` from ``scores``, however it was written."""
-
-    weights: Node
-    scores: Node
-    axis: int
-    form: str
-    hidden_rows: str = "nan"
-
-
-def softmax_at(node: Node) -> Softmax | None:
-    """``node`` read as the last operation of a softmax."""
-    name = operation(node)
-    made = tensor(node)
-    if made is None or not node.args or not isinstance(node.args[0], Node):
-        return None
-    if name in ("softmax", "_softmax", "_safe_softmax"):
-        axis = argument(node, "dim")
-        rows = "zero" if name == "_safe_softmax" else "nan"
-        return Softmax(node, node.args[0], dimension(axis, made.dim()), name, rows) if isinstance(axis, int) else None
-    if name != "div" or len(node.args) < 2 or operation(node.args[0]) != "exp" or not isinstance(node.args[1], Node):
-        return None
-    raised, total = node.args[:2]
-    if operation(total) != "sum" or total.args[0] is not raised:  # type: ignore[arg-type, union-attr]
-        return None
-    axes = argument(total, "dim") if len(total.args) > 1 else None  # type: ignore[arg-type, union-attr]
-    if not axes or len(axes) != 1 or argument(total, "keepdim") is not True:  # type: ignore[arg-type]
-        return None
-    if len(readers(raised)) != 2:  # type: ignore[arg-type]
-        return None
-    return Softmax(node, raised.args[0], dimension(axes[0], made.dim()), "exp-sum")  # type: ignore[union-attr, arg-type]

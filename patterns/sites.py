@@ -79,6 +79,10 @@ class Bias:
 class Attention(Site):
     """``softmax(scale * q k^T + biases) v``.
 
+    Between the scale and the biases the scores may be multiplied by ``factor`` (a learned temperature, broadcasting
+    against ``[*batch, S, T]``) and then bent by ``soft_cap * tanh(scores / soft_cap)``. ``sinks`` (broadcasting against
+    ``[*batch, S, 1]``) is one more score of every query, whose weight goes to no value.
+
     ``query [*batch, S, D]``, ``key [*batch, T, D]``, ``value [*batch, T, E]`` after each operand's permutation, and
     ``output [*batch, S, E]`` is permuted by ``output_permutation`` to give the site's output node. ``groups`` is the
     number of query heads per key head, on the last batch axis (1: equal). ``hidden_rows`` is what a query that sees
@@ -95,6 +99,9 @@ class Attention(Site):
     dropout: float = 0.0
     output_permutation: tuple[int, ...] | None = None
     hidden_rows: str = "nan"
+    factor: Node | None = None
+    soft_cap: float | None = None
+    sinks: Node | None = None
 
     @property
     def causal(self) -> bool:
@@ -118,6 +125,9 @@ class Attention(Site):
             ],
             "groups": self.groups,
             "dropout": self.dropout,
+            "factor": self.factor.name if self.factor else None,
+            "soft_cap": self.soft_cap,
+            "sinks": self.sinks.name if self.sinks else None,
         }
 
 

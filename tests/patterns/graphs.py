@@ -6,15 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from laconic.patterns import proof
 from laconic.patterns.attention import find_attention
 from laconic.patterns.graph import NormalGraph
-from laconic.patterns.sites import Sites
+from laconic.patterns.normalize import normalize
+from laconic.patterns.sites import Attention, Sites
 
 
-def normal(function: Callable[..., Any], *inputs: torch.Tensor) -> NormalGraph:
+def normal(function: Callable[..., Any], *inputs: Tensor) -> NormalGraph:
     """The normal form of ``function`` on ``inputs``; every input becomes a placeholder."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(value) for value in inputs]
@@ -44,3 +47,24 @@ def attentions(graph: NormalGraph) -> Sites:
     """What the attention detector alone finds."""
     found, refusals = find_attention(graph, Sites())
     return Sites(found, refusals)
+
+
+def compiled(module: Any, *inputs: Tensor, dynamic: bool | None = None) -> NormalGraph:
+    """The normal form of what Dynamo hands to a backend, with sites' proofs run where they really run."""
+    graphs: list[Any] = []
+
+    def backend(gm: torch.fx.GraphModule, args: list[Any]) -> Any:
+        graph = normalize(gm, args)
+        assert isinstance(graph, NormalGraph), graph
+        before = len(graph.fake_mode.shape_env.guards) if graph.fake_mode.shape_env else 0
+        sites = attentions(graph)
+        assert all(proof.prove(site, graph, verify="always") is None for site in sites.of(Attention))
+        assert (len(graph.fake_mode.shape_env.guards) if graph.fake_mode.shape_env else 0) == before
+        graphs.append(graph)
+        return gm.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(module, backend=backend, dynamic=dynamic, fullgraph=True)(*inputs)
+    (graph,) = graphs
+    return graph

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from laconic.patterns import proof
 from laconic.patterns.graph import NormalGraph
-from laconic.patterns.normalize import normalize
 from laconic.patterns.sites import Attention, Bias, Operand
-from tests.patterns.graphs import attentions, normal
+from tests.patterns.graphs import attentions, compiled, normal
 
 B, H, G, S, T, D = 2, 2, 2, 5, 5, 4
 
@@ -127,27 +126,6 @@ def test_equal_layers_are_proven_once() -> None:
         assert attempt.call_count == 1
         proof.prove(sites[0], graph, verify="always")
         assert attempt.call_count == 2
-
-
-def compiled(module: Any, *inputs: Tensor, dynamic: bool | None = None) -> NormalGraph:
-    """The normal form of what Dynamo hands to a backend, with sites' proofs run where they really run."""
-    graphs: list[Any] = []
-
-    def backend(gm: torch.fx.GraphModule, args: list[Any]) -> Any:
-        graph = normalize(gm, args)
-        assert isinstance(graph, NormalGraph), graph
-        before = len(graph.fake_mode.shape_env.guards) if graph.fake_mode.shape_env else 0
-        sites = attentions(graph)
-        assert all(proof.prove(site, graph, verify="always") is None for site in sites.of(Attention))
-        assert (len(graph.fake_mode.shape_env.guards) if graph.fake_mode.shape_env else 0) == before
-        graphs.append(graph)
-        return gm.forward
-
-    torch._dynamo.reset()
-    with torch.no_grad():
-        torch.compile(module, backend=backend, dynamic=dynamic, fullgraph=True)(*inputs)
-    (graph,) = graphs
-    return graph
 
 
 def test_symbolic_sizes_are_never_guarded_on() -> None:

@@ -353,6 +353,8 @@ def judge(graph: NormalGraph, find: Find = detect, *, start: int = 0, step: int 
             name = site.outputs[0].name
             tally.accepted += not same and name in originals
             for values in runs:
+                if not all(_usable(values[node]) for node in site.inputs):
+                    continue
                 if not all(map(agree, replayed(site, values), (values[node] for node in site.outputs))):
                     tally.wrong.append(f"{mutant.edit.text}: {site.id} does not compute {name}")
                     break
@@ -360,6 +362,13 @@ def judge(graph: NormalGraph, find: Find = detect, *, start: int = 0, step: int 
             if inside and not same and _said(site, mutant.graph) == said[name]:
                 tally.wrong.append(f"{mutant.edit.text}: {site.id} is said to be as before")
     return tally
+
+
+def _usable(value: Any) -> bool:
+    """Without NaN and infinity, of which operators make no promise; minus infinity is what masks hide with."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return True
+    return not bool((value.isnan() | (value == float("inf"))).any())
 
 
 def _has_meaning(site: Site) -> bool:

@@ -37,7 +37,8 @@ class session:
 
     Args:
         compiled: what ``torch.compile(..., backend="laconic")`` returned, or modules compiled in place.
-        steps: how many steps the trajectory has. Further calls are computed, with one warning.
+        steps: how many steps the trajectory has. Further calls are computed, with one warning; fewer calls get one at
+            the end, because the last step, which is always computed, never came.
         calls_per_step: how often each model is called per step.
         group: the process group whose ranks decide alike, when torch.distributed is initialised. None is the default
             group; False lets this rank decide alone (ranks that run different trajectories).
@@ -71,9 +72,13 @@ class session:
         stack = list(_active.get())
         for index in range(len(stack) - 1, -1, -1):
             if stack[index].owner is self:
-                stack.pop(index).drop()
+                trajectory = stack.pop(index)
+                _active.set(tuple(stack))
+                unfinished = trajectory.unfinished() if not any(exception) else None
+                trajectory.drop()
+                if unfinished is not None:
+                    warnings.warn(unfinished, stacklevel=2)
                 break
-        _active.set(tuple(stack))
 
     def summary(self) -> Summary:
         """What was computed and what was reused, step by step, in the latest trajectory; empty before the first."""
@@ -206,6 +211,17 @@ class Trajectory:
     def record(self, calls: Sequence[Call], moment: Moment) -> None:
         """Note one finished call of a graph: what became of each of its regions."""
         self.summary.add(calls, moment.step, self._held())
+
+    def unfinished(self) -> str | None:
+        """What is odd about the number of calls at the end, if they were fewer than announced."""
+        announced = self.owner.steps * self.owner.calls_per_step
+        for strand in list(self._strands.values()):
+            if strand.calls < announced:
+                return (
+                    f"laconic.session: {strand.name} was called {strand.calls} times, {self.owner.steps} steps x "
+                    f"{self.owner.calls_per_step} calls were announced; its last call was not known to be the last"
+                )
+        return None
 
     def drop(self) -> None:
         """Forget all state; the summary stays."""

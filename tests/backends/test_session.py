@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import gc
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,10 @@ from torch import Tensor, nn
 
 import laconic
 from laconic.backends import entry, runner, session
+from laconic.passes.base import FACTORIES, Factory, Pass, PlanContext
 from laconic.passes.measure import relative_l2
+from laconic.passes.plan import CachedRegion, Plan
+from laconic.passes.reuse import CachePolicy, Moment, Tracker
 
 STEPS = 20
 
@@ -237,6 +241,110 @@ def test_more_calls_than_steps_compute_and_warn_once(pieces: Pieces) -> None:
             trajectory(fast, start())
     assert [call.reused for call in here.summary().calls[4:]] == [False] * (STEPS - 4)
     assert sum("more than 5 steps" in str(item.message) for item in caught) == 1
+
+
+@pytest.mark.parametrize(("steps", "streams", "calls"), [(STEPS, 1, 13), (STEPS, 2, STEPS), (STEPS, 1, STEPS)])
+def test_fewer_calls_than_steps_are_said_at_the_end(pieces: Pieces, steps: int, streams: int, calls: int) -> None:
+    """A scheduler that skips steps, or a wrong number of steps or calls: no step was known to be the last."""
+    fast = compiled(Network())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with laconic.session(fast, steps=steps, calls_per_step=streams):
+            trajectory(fast, start(), steps=calls)
+        with pytest.raises(KeyError), laconic.session(fast, steps=steps):
+            fast(start(), torch.tensor(0.0))
+            raise KeyError  # an exception says enough by itself
+    texts = [str(item.message) for item in caught if "announced" in str(item.message)]
+    assert [f"called {calls} times" in text for text in texts] == ([True] if calls < steps * streams else [])
+
+
+@dataclass(frozen=True)
+class Never(CachePolicy):
+    """Decides to reuse whatever it is asked."""
+
+    limit: int | None = 4
+
+    @property
+    def longest_run(self) -> int | None:
+        return self.limit
+
+    def tracker(self, role: str = "") -> Tracker:
+        return Stubborn()
+
+    def plan(self, context: PlanContext) -> Plan:
+        (output,) = context.graph.output.all_input_nodes
+        latent = next(node for node in context.graph.placeholders if not context.graph.is_static(node))
+        return Plan(regions=[CachedRegion(entries=(latent,), exits=(output,), policy=self, role="all")])
+
+
+class Stubborn(Tracker):
+    def decide(self, moment: Moment, entries: Sequence[Tensor]) -> bool:
+        return True
+
+    def observe(self, moment: Moment, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
+        self.kept, self.ready = exits[0].clone(), True
+
+    def predict(self, moment: Moment, entries: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (self.kept.clone(),)
+
+    def tensors(self) -> Sequence[Tensor]:
+        return [self.kept] if self.ready else []
+
+
+@pytest.mark.parametrize(("limit", "computed"), [(4, [0, 5, 10, 15]), (None, [0])])
+def test_a_policy_that_never_refreshes_is_made_to(
+    pieces: Pieces, monkeypatch: pytest.MonkeyPatch, limit: int | None, computed: list[int]
+) -> None:
+    monkeypatch.setitem(FACTORIES, "cache", Factory("cache", {"never": Never}, None, ""))
+    fast = torch.compile(Network(), backend="laconic", options={"passes": [Pass("cache", "never", Never(limit))]})
+    with laconic.session(fast, steps=STEPS) as here:
+        trajectory(fast, start())
+        advance(fast, start(), STEPS)  # beyond the end: computed, whatever the policy says
+    assert [call.step for call in here.summary().calls if not call.reused] == [*computed, STEPS]
+    assert {call.region.split(" ", 2)[2] for call in here.summary().calls} == {"all"}
+
+
+def test_memory_returns_to_the_level_before(pieces: Pieces) -> None:
+    model = Network()
+    fast = compiled(model)
+    in_session(fast, start())
+    advance(fast, start(0, 2, 8), 0)  # what compiled code for other sizes keeps is there to stay
+
+    def alive() -> int:
+        gc.collect()
+        return sum(issubclass(type(item), Tensor) for item in gc.get_objects())
+
+    before = alive()
+    with laconic.session(fast, steps=STEPS, calls_per_step=2):
+        x = trajectory(fast, start(), streams=2, steps=8)
+        assert alive() > before + 1
+        trajectory(fast, start(0, 2, 8), streams=2, steps=2)
+    with contextlib.suppress(KeyError), laconic.session(fast, steps=STEPS):
+        trajectory(fast, start(), steps=8)
+        raise KeyError
+    del x
+    assert alive() == before
+    weight = weakref.ref(model.layers[0].weight)
+    one = laconic.session(fast, steps=STEPS)
+    with one:
+        trajectory(fast, start(), steps=8)
+    del fast, model
+    torch._dynamo.reset()
+    gc.collect()
+    assert weight() is None and one.summary().calls  # a session keeps no model alive
+
+
+def test_the_picture_and_the_plain_data_of_a_session(pieces: Pieces) -> None:
+    fast = compiled(Network())
+    with laconic.session(fast, steps=STEPS) as here:
+        trajectory(fast, start())
+    data, lines = here.summary().to_dict(), str(here.summary()).splitlines()
+    assert [row["step"] for row in data["bytes_held"]] == list(range(STEPS))
+    assert data["peak_bytes"] == max(row["bytes"] for row in data["bytes_held"]) > 0
+    marks, bars = lines[1].split()[-1], lines[2]
+    assert len(marks) == STEPS and marks.count(".") == data["reused"] and "up to" in bars and "█" in bars
+    report = laconic.report(fast)
+    assert lines[1].strip() in str(report) and report.to_dict()["graphs"][0]["session"] == data
 
 
 def test_a_change_of_shape_starts_afresh(pieces: Pieces) -> None:

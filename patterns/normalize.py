@@ -23,6 +23,7 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .batching import BatchingInterpreter
+from .by_example import without_examples
 from .functional import without_writes
 from .graph import NormalGraph
 from .reasons import Reason
@@ -65,6 +66,8 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
         # A value the tracer did not know (a wrapper of some transform) was recorded as a constant: not the same graph.
         return Reason("not-normalised", "the retrace lost track of a computed value", tuple(lost))
     _carry_over(module, retraced, fakes)
+    if without_examples(retraced.graph):
+        retraced.recompile()
     _forget_writes(retraced, fake_mode)
     return NormalGraph(retraced, module, fake_mode, torch.is_grad_enabled())
 

@@ -22,7 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=text)
         command.add_argument("target", help="FILE.py:FUNCTION or MODULE:FUNCTION returning (model, args[, kwargs])")
         command.add_argument("--passes", default="", help="comma-separated calls, e.g. \"quantize('int8'),scan()\"")
-        command.add_argument("--rounds", type=int, default=7) if name == "bench" else command.add_argument("--save")
+        if name == "bench":
+            command.add_argument("--rounds", type=int, default=7)
+        else:
+            command.add_argument("--save", help="a folder for the report and the graphs")
+            command.add_argument("--why", help="a module path or node: what came closest to a pattern there")
     commands.add_parser("kernels", help="compile every Triton kernel for every target and print its resources")
     commands.add_parser("passes", help="the passes, their policies and settings")
     options = parser.parse_args(arguments)
@@ -37,7 +41,7 @@ def _explain(options: argparse.Namespace) -> None:
     from .backends.explain import explain
 
     model, args, kwargs = _load(options.target)
-    report = explain(model, *args, passes=_parse_passes(options.passes), **kwargs)
+    report = explain(model, *args, passes=_parse_passes(options.passes), why=options.why, **kwargs)
     print(report)
     if options.save:
         print(f"saved to {report.save(options.save)}")

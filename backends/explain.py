@@ -22,6 +22,7 @@ from .debug import Dump
 from .isolated import Visit, no_memory_of_sizes, visit_graphs
 from .options import Options
 from .pipeline import rewrite
+from .why import Why
 
 
 def explain(
@@ -40,10 +41,11 @@ def explain(
     Args:
         passes: passes to plan, added to ``options["passes"]``.
         options: as for ``torch.compile(..., backend="laconic", options=...)``.
-        why: a module path; adds what came closest to a site there, and what stopped it.
+        why: a module path or the name of a node; adds what came closest to a site there, the rule that stopped it, its
+            node and its source line (``report.near_misses``, printed with the report).
 
     Raises:
-        UserError: bad options, or a model that is not callable.
+        UserError: bad options, a model that is not callable, or a ``why`` that is no module and no node.
     """
     given = dict(options or {})
     given["passes"] = [*Options.parse(given).passes, *Options.parse({"passes": list(passes)}).passes]
@@ -52,6 +54,7 @@ def explain(
     if not callable(original):
         raise UserError(f"laconic.explain takes a module, a function or a compiled object, not {type(model).__name__}")
     report = Report()
+    asked = Why(why, parsed) if why is not None else None
 
     def plan(module: GraphModule, inputs: Sequence[Any]) -> None:
         graph = GraphReport(len(report.graphs), len(module.graph.nodes))
@@ -60,6 +63,8 @@ def explain(
         graph.nodes_after = len((rewritten.graph.module if rewritten.graph is not None else module).graph.nodes)
         report.graphs.append(graph)
         report.sources.update(dump.sources)
+        if asked is not None:
+            asked.look(module, inputs)
 
     try:
         with (
@@ -77,8 +82,8 @@ def explain(
             context.tensor_to_context = captured.tensor_to_context
             with tracing(context):
                 plan(captured.graph_module, captured.example_inputs)
-    if why is not None:
-        report.near_misses = near_misses(report, why)
+    if asked is not None:
+        report.near_misses = asked.lines(original)
     return report
 
 
@@ -118,22 +123,6 @@ def report(compiled: Any) -> Report:
         result.sources.update(entry.sources)
     result.extra_refusals = _unreached(registry.original_of(compiled), result)
     return result
-
-
-def near_misses(report: Report, path: str) -> list[str]:
-    """Refusals of detection under a module path, as lines for the report."""
-    lines = [f"why {path}:"]
-    found = [site for site in report.sites if _under(site.module, path)]
-    lines += [f"  found {site.kind} {site.id} ({site.form}) at {site.source}" for site in found]
-    lines += [
-        f"  {row.site} ({row.code}) {row.text}" for row in report.refusals if path in row.text or path in row.site
-    ]
-    return lines if len(lines) > 1 else [*lines, "  nothing under this path came close to a pattern"]
-
-
-def _under(module: str | list[str], path: str) -> bool:
-    paths = module if isinstance(module, list) else [module]
-    return any(item == path or item.startswith(f"{path}.") for item in paths)
 
 
 def _unreached(original: Any, report: Report) -> list[RefusalRecord]:

@@ -6,16 +6,21 @@ Narrow places (:mod:`.streams`) delimit segments (:mod:`.segments`); runs of equ
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import sympy
 from torch.fx import Node
 
-from .describe import evaluated, fingerprint, module_of, source_of
+from .describe import evaluated, fingerprint, module_of, module_path, source_of
 from .effects import Effects
 from .graph import NormalGraph
+from .nodes import operation
 from .segments import Segment
 from .sites import Attention, Block, Convolution, Linear, Site, Sites, Skip
 from .stacks import Finder
 from .streams import streams
+
+_KINDS = frozenset({"attention", "feedforward", "moe", "scan"})
 
 
 def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
@@ -33,7 +38,7 @@ def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
     stacks: list[list[Segment]] = []
     kept = {site.producer: _reader(site) for site in sites.of(Skip)}
     for stream in streams(graph, position, kept):
-        stacks += Finder(order, position, layers, stream).stacks()
+        stacks += Finder(order, position, layers, stream, kept).stacks()
     # The most comprehensive first: a conditioning input sees the tail of what the activations see whole.
     stacks.sort(key=lambda stack: -sum(len(block.nodes) for block in stack))
     claimed: set[object] = set()
@@ -47,7 +52,7 @@ def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
     effects = Effects(graph.module.graph)
     found: list[Site] = []
     for number, stack in enumerate(_unwritten(chosen, effects, sites)):
-        found += _sites(stack, number, len(found), sites)
+        found += _sites(stack, number, len(found), sites, position)
     return found
 
 
@@ -71,7 +76,29 @@ def _unwritten(stacks: list[list[Segment]], effects: Effects, sites: Sites) -> l
     return kept
 
 
-def _sites(stack: list[Segment], number: int, first: int, sites: Sites) -> list[Site]:
+def _parts(members: list[Site], position: Mapping[Node, int]) -> tuple[str, ...]:
+    """The kinds of what a block computes, in order."""
+    inside = [site for site in members if site.kind in _KINDS]
+    return tuple(site.kind for site in sorted(inside, key=lambda site: position[site.outputs[0]]))
+
+
+def _period(nodes: Sequence[Node], members: list[Site]) -> int:
+    """How many layers one block repeats.
+
+    A layer is a module that ends in a feed-forward (or a mixture of experts). Where a block is what one module
+    computes, sums and all, it is one layer; where it is several modules side by side, those with a feed-forward count.
+    """
+    path = module_of(nodes)
+    depth = len(path.split(".")) if path else 0
+    # Casts and tables that only this block needs may be executed outside of its modules.
+    if any(module_path(node) == path for node in nodes if operation(node) in ("add", "add_")):
+        return 1
+    ends = [site for site in members if site.kind in ("feedforward", "moe")]
+    children = {tuple(module_path(site.outputs[0]).split(".")[: depth + 1]) for site in ends}
+    return max(1, len(children))
+
+
+def _sites(stack: list[Segment], number: int, first: int, sites: Sites, position: Mapping[Node, int]) -> list[Site]:
     """The blocks of one stack."""
     home = {node: index for index, block in enumerate(stack) for node in block.nodes}
     insides = [frozenset(block.nodes) for block in stack]
@@ -97,6 +124,8 @@ def _sites(stack: list[Segment], number: int, first: int, sites: Sites) -> list[
                 stack=number,
                 index=index,
                 members=tuple(site.id for site in members[index]),
+                parts=_parts(members[index], position),
+                period=_period(block.nodes, members[index]),
                 inputs=inputs,
                 outputs=block.outputs,
                 interior=insides[index],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import sympy
@@ -29,6 +30,7 @@ def module_path(node: Node) -> str:
     return dotted(path)
 
 
+@lru_cache(maxsize=65536)
 def dotted(path: str) -> str:
     """A path as Dynamo spells it (``L['self'].layers.0``, ``L['self']._modules['0']``) as a plain dotted path."""
     path = _ROOT.sub("", path, count=1)

@@ -359,7 +359,9 @@ class Block(Site):
     """One repetition of a repeated part of the residual stream, from ``entry`` (outside) to ``exit``.
 
     ``index`` counts within its ``stack``; blocks of one stack have equal ``fingerprint``. ``entries`` and ``exits``
-    have one node per stream. Attention and feed-forward sites lying inside are named in ``members``.
+    have one node per stream. All sites lying inside are named in ``members``; ``parts`` are the kinds of the
+    attentions, feed-forwards, mixtures and scans among them, in order. One block is one repetition: where kinds of
+    layers alternate it holds ``period`` layers.
     """
 
     kind: ClassVar[str] = "block"
@@ -368,6 +370,8 @@ class Block(Site):
     stack: int
     index: int
     members: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    period: int = 1
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -376,6 +380,8 @@ class Block(Site):
             "stack": self.stack,
             "index": self.index,
             "members": list(self.members),
+            "parts": list(self.parts),
+            "period": self.period,
         }
 
 

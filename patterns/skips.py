@@ -77,7 +77,7 @@ def find_skips(graph: NormalGraph, sites: Sites) -> list[Site]:
 
 def _spans(order: list[Node], position: dict[Node, int], layers: set[Node]) -> list[_Span]:
     """Every sum or concatenation of a value with what became of it through a layer."""
-    taken: dict[Node, list[_Span]] = {}
+    taken: dict[tuple[Node, bool], list[_Span]] = {}
     for node in order:
         if operation(node) not in ("add", "add_", "cat"):
             continue
@@ -91,9 +91,10 @@ def _spans(order: list[Node], position: dict[Node, int], layers: set[Node]) -> l
         source = sources[older]
         if sources[0] is not sources[1] and source.op == "call_function" and len(readers(source)) > 1:
             span = _Span(source, operands[older], node, older, position[source], position[node])
-            taken.setdefault(source, []).append(span)
-    # A value joined in several places is an input of each (a conditioning vector), not kept for one of them.
-    alone = [spans[0] for spans in taken.values() if len(spans) == 1]
+            taken.setdefault((source, operation(node) == "cat"), []).append(span)
+    # A value joined in many places is an input of each (a conditioning vector, features collected on the way), not kept
+    # for one of them. Two sums are a residual one and a skip.
+    alone = [span for (_, joined), spans in taken.items() if len(spans) <= 2 - joined for span in spans]
     steps = 64 * len(order)
     found = []
     for span in sorted(alone, key=lambda item: item.end - item.start):
@@ -119,7 +120,7 @@ def _becomes(span: _Span, order: list[Node], layers: set[Node]) -> bool:
     for node in order[span.start + 1 : span.end]:
         if node.op != "call_function" or node is span.kept:
             continue
-        states = [reached[read] for read in node.all_input_nodes if read in reached and read is not span.kept]
+        states = [reached[read] for read in node.all_input_nodes if read in reached]
         if states:
             reached[node] = any(states) or node in layers
     others = [read for read in span.join.all_input_nodes if read is not span.kept]

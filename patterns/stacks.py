@@ -19,6 +19,8 @@ from .streams import WIDEST, Place, Stream
 # Segments without repetition are compared pairwise; beyond this many that would no longer be linear.
 _PAIRED = 64
 _WIDEST_PAIR = 12
+# Ways to divide one run into blocks that are worked out in full.
+_TRIED = 6
 
 _PASSED = CASTS | COPIES | RESHAPES | PERMUTES | {"dropout"}
 
@@ -27,13 +29,15 @@ _PASSED = CASTS | COPIES | RESHAPES | PERMUTES | {"dropout"}
 class Finder:
     """Looks for stacks along one stream of a graph.
 
-    ``layers`` are the nodes computed by weighted layers and attentions: a block holds at least one.
+    ``layers`` are the nodes computed by weighted layers and attentions: a block holds at least one. ``skips`` maps
+    values kept for a long skip to the node that reads them then.
     """
 
     order: Sequence[Node]
     position: Mapping[Node, int]
     layers: set[Node]
     stream: Stream
+    skips: Mapping[Node, Node]
     _names: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def stacks(self) -> list[list[Segment]]:
@@ -89,7 +93,7 @@ class Finder:
             stack = self._along(run, segments, heavy)
             if stack is not None:
                 taken[run.start : end] = [True] * run.length
-                found.append(self._extended(stack))
+                found.append(stack)
         start = 0
         for index in range(len(segments) + 1):
             if index == len(segments) or taken[index]:
@@ -102,28 +106,54 @@ class Finder:
         """The blocks of a run: where in the period they begin, and whether light segments between them belong to them.
 
         As many blocks as possible; then those that lie deepest in the module tree, so that a block is what one module
-        computes; then those that leave nothing out.
+        computes; then those that begin and end where long skips do; then those that leave nothing out. The first block
+        counts although it may differ in what surrounds it, so choices with one block less are looked at as well.
         """
+        options = self._options(run, segments, heavy)
+        best: tuple[tuple[int, int, int, bool, int], list[Segment]] | None = None
+        tried = 0
+        for count, depth, cut, partial, offset, size in options:
+            if best is not None and (count < options[0][0] - 1 or tried >= _TRIED):
+                break
+            first = run.start + offset
+            starts = range(first, run.start + run.length - size + 1, run.period)
+            second = self._joined(segments[starts[1] : starts[1] + size])
+            if not self._is_block(second, segments[starts[1] : starts[1] + size]):
+                continue
+            tried += 1
+            blocks = _equal([self._joined(segments[index : index + size]) for index in starts])
+            if blocks is not None:
+                blocks = self._extended(blocks)
+                rank = (len(blocks), depth, cut, not partial, -offset)
+                if best is None or rank > best[0]:
+                    best = (rank, blocks)
+        return best[1] if best is not None else None
+
+    def _options(
+        self, run: Run, segments: Sequence[Segment], heavy: Sequence[bool]
+    ) -> list[tuple[int, int, int, bool, int, int]]:
+        """``(blocks, depth, skips at borders, lighter than the period, offset, size)``, the most promising first."""
         period = run.period
         paths = [
             module_of(segments[run.start + index].nodes).split(".") for index in range(min(run.length, 2 * period))
         ]
-        options: list[tuple[tuple[int, int, bool, int], int, int]] = []
+        options = []
         for offset in range(period):
             weights = [index for index in range(period) if heavy[run.start + (offset + index) % period]]
             for size in {period, weights[-1] + 1} if weights else ():
                 count = (run.length - offset - size) // period + 1
                 if count >= 2:
+                    starts = range(run.start + offset, run.start + run.length - size + 1, period)
+                    cut = sum(self._at_a_skip(segments[index]) for index in starts)
                     depth = _common(paths[offset : offset + size])
-                    options.append(((-count, -depth, size != period, offset), offset, size))
-        for _, offset, size in sorted(options):
-            first = run.start + offset
-            starts = range(first, run.start + run.length - size + 1, period)
-            second = self._joined(segments[starts[1] : starts[1] + size])
-            if self._is_block(second, segments[starts[1] : starts[1] + size]):
-                blocks = [self._joined(segments[index : index + size]) for index in starts]
-                return _equal(blocks)
-        return None
+                    options.append((count, depth, cut, size != period, offset, size))
+        return sorted(options, key=lambda item: (-item[0], -item[1], -item[2], item[3:]))
+
+    def _at_a_skip(self, item: Segment) -> bool:
+        """True when a segment begins with a value kept for a long skip, or reads one first of all."""
+        return any(value in self.skips for value in item.start.values) or any(
+            node in self.skips.values() for node in item.nodes[:2]
+        )
 
     def _joined(self, segments: Sequence[Segment]) -> Segment:
         return segment(self.order, self.stream.members, segments[0].start, segments[-1].end)
@@ -138,7 +168,7 @@ class Finder:
             return False
         values = {value for part in parts for value in part.start.values}
         inside = set(block.nodes)
-        return any(_adds(node, values, inside) for node in block.nodes)
+        return any(_adds(node, values, inside, self.layers) for node in block.nodes)
 
     def _extended(self, blocks: list[Segment]) -> list[Segment]:
         """Blocks before the first one that compute the same."""
@@ -193,16 +223,31 @@ def _index(items: Sequence[Node], wanted: Node) -> int | None:
     return next((index for index, item in enumerate(items) if item is wanted), None)
 
 
-def _adds(node: Node, values: set[Node], inside: set[Node]) -> bool:
-    """True when ``node`` adds something computed inside to a value of the stream."""
+def _adds(node: Node, values: set[Node], inside: set[Node], layers: set[Node]) -> bool:
+    """True when ``node`` adds something computed inside to a value of the stream, or to one layer's projection of it."""
     if operation(node) not in ("add", "add_") or len(node.args) < 2:
         return False
     for one, other in (node.args[:2], node.args[1::-1]):
         if tensor(one) is None or tensor(other) is None or type_of(one) != type_of(node):  # type: ignore[arg-type]
             continue
-        base: Any = one
-        while base not in values and operation(base) in _PASSED:
-            base = base.args[0]
-        if base in values and other in inside and other not in values:
+        if other in inside and other not in values and _base(one, layers, values) in values:
             return True
     return False
+
+
+def _base(node: Any, layers: set[Node], values: set[Node]) -> Node:
+    """What ``node`` is a view of; behind one layer and one concatenation (a skip beside the stream), if there are any."""
+    projected = joined = False
+    while node not in values:
+        read = next((item for item in node.all_input_nodes), None)
+        if read is None:
+            break
+        if operation(node) == "cat" and not joined:
+            joined = True
+            read = next((item for item in node.all_input_nodes if item in values), read)
+        elif node in layers and not projected:
+            projected = True
+        elif operation(node) not in _PASSED:
+            break
+        node = read
+    return node  # type: ignore[no-any-return]

@@ -83,7 +83,7 @@ def explain(
             with tracing(context):
                 plan(captured.graph_module, captured.example_inputs)
     if asked is not None:
-        report.near_misses = asked.lines(original)
+        report.near_misses = asked.lines(original, report.refusals)
     return report
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule
 
 from ..passes.base import UserError
+from ..passes.report import RefusalRecord
 from ..patterns.detect import detect
 from ..patterns.graph import NormalGraph
 from ..patterns.near_misses import NearMiss, known_paths, near_misses, region
@@ -48,8 +49,8 @@ class Why:
         self.misses += misses
         self.found += _within(sites, set(region(nodes, self.path)))
 
-    def lines(self, model: Any) -> list[str]:
-        """The answer for the report.
+    def lines(self, model: Any, refusals: Sequence[RefusalRecord]) -> list[str]:
+        """The answer for the report, given what its passes refused.
 
         Raises:
             UserError: the region is neither a module of ``model`` nor a module or node of any of its graphs.
@@ -60,7 +61,10 @@ class Why:
                 return [f"why {self.path}:", "  nothing of this module was executed in a graph laconic could read"]
             raise UserError(f"no module or node is called {self.path!r}{_nearest(self.path, modules | self.known)}")
         lines = [f"why {self.path or '(root)'}:"]
-        lines += [f"  found {site.kind} {site.id} ({site.form}) at {site.source}" for site in self.found]
+        for site in self.found:
+            lines.append(f"  found {site.kind} {site.id} ({site.form}) at {site.source}")
+            told = dict.fromkeys((row.pass_name, row.code, row.text) for row in refusals if row.site == site.id)
+            lines += [f"    left alone by {name or 'detection'}: ({code}) {text}" for name, code, text in told]
         for number, miss in enumerate(sorted(self.misses, key=lambda item: -item.score)[:_SHOWN]):
             head = "nearest miss" if number == 0 else "also"
             lines += [

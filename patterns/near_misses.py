@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch.fx import Node
 
 from .describe import module_path, source_line, source_of
 from .graph import NormalGraph
-from .probes import probe
+from .nodes import operation
 from .reasons import Reason
-from .sites import Sites
+from .sites import Attention, Sites
 
 # How much of a pattern had been found when a reason of this code came up: the rest of the codes are about less.
 _CLOSENESS = {
@@ -51,7 +51,7 @@ def near_misses(graph: NormalGraph, sites: Sites, path: str) -> list[NearMiss] |
     """The near misses in a region, the best first; None when ``path`` is neither a module nor a node of the graph.
 
     ``path`` is a module's dotted path (with everything below it) or the name of a node. Refusals of the detectors count
-    where one of their nodes lies in the region; what no detector takes up at all is looked at here (:mod:`.probes`).
+    where one of their nodes lies in the region, and so does a softmax that no detector took up.
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
     inside = region(nodes.values(), path)
@@ -59,7 +59,7 @@ def near_misses(graph: NormalGraph, sites: Sites, path: str) -> list[NearMiss] |
         return None
     names = {node.name for node in inside}
     found = []
-    for kind, reason in (*sites.near_misses, *probe(graph, sites, inside)):
+    for kind, reason in (*sites.near_misses, *_unused_softmaxes(sites, inside)):
         here = [name for name in reason.nodes if name in names]
         if here and (first := next((nodes[name] for name in reason.nodes if name in nodes), None)) is not None:
             score = _CLOSENESS.get(reason.code, 0.2) + 0.1 * len(here) / len(reason.nodes)
@@ -67,6 +67,14 @@ def near_misses(graph: NormalGraph, sites: Sites, path: str) -> list[NearMiss] |
                 NearMiss(kind, reason, first.name, module_path(first), source_of(first), source_line(first), score)
             )
     return sorted(dict.fromkeys(found), key=lambda miss: -miss.score)
+
+
+def _unused_softmaxes(sites: Sites, inside: Sequence[Node]) -> Iterator[tuple[str, Reason]]:
+    taken = {node for site in sites.of(Attention) for node in site.interior}
+    refused = {name for _, reason in sites.near_misses for name in reason.nodes}
+    for node in inside:
+        if operation(node) in ("softmax", "_softmax") and node not in taken and node.name not in refused:
+            yield "attention", Reason("unsupported-op", "no product with a value reads this softmax", (node.name,))
 
 
 def region(nodes: Iterable[Node], path: str) -> list[Node]:

@@ -224,7 +224,7 @@ def _index(items: Sequence[Node], wanted: Node) -> int | None:
 
 
 def _adds(node: Node, values: set[Node], inside: set[Node], layers: set[Node]) -> bool:
-    """True when ``node`` adds something computed inside to a value of the stream, or to one layer's projection of it."""
+    """True when ``node`` adds something computed inside to a value of the stream, or to a projection of it."""
     if operation(node) not in ("add", "add_") or len(node.args) < 2:
         return False
     for one, other in (node.args[:2], node.args[1::-1]):
@@ -236,7 +236,7 @@ def _adds(node: Node, values: set[Node], inside: set[Node], layers: set[Node]) -
 
 
 def _base(node: Any, layers: set[Node], values: set[Node]) -> Node:
-    """What ``node`` is a view of; behind one layer and one concatenation (a skip beside the stream), if there are any."""
+    """What ``node`` is a view of; behind one layer and one concatenation (a skip beside the stream), if there are."""
     projected = joined = False
     while node not in values:
         read = next((item for item in node.all_input_nodes), None)
@@ -250,4 +250,4 @@ def _base(node: Any, layers: set[Node], values: set[Node]) -> Node:
         elif operation(node) not in _PASSED:
             break
         node = read
-    return node  # type: ignore[no-any-return]
+    return node

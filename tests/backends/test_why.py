@@ -74,7 +74,6 @@ def line_of(kind: type, text: str) -> int:
     [
         ("attn", "attention stopped by weights-escape", "softmax", ShowsItsWeights, "weights = (q"),
         ("ffn", "feedforward stopped by unsupported-op", "layer_norm", NormInside, "self.down(functional.layer_norm"),
-        ("rnn", "scan stopped by unsupported-op", "tanh", Bent, "torch.tanh(self.decay"),
     ],
 )
 def test_the_nearest_miss_names_rule_node_and_line(path: str, kind: str, what: str, owner: type, line: str) -> None:
@@ -85,6 +84,13 @@ def test_the_nearest_miss_names_rule_node_and_line(path: str, kind: str, what: s
     assert f"at {what}" in nearest
     assert f"{Path(__file__).name}:{line_of(owner, line)}: " in nearest and line in nearest
     assert text in str(report)
+
+
+def test_a_site_that_no_pass_takes_says_why() -> None:
+    report = laconic.explain(Model(), torch.randn(2, 6, 8), why="rnn")
+    line = line_of(Bent, "torch.tanh(self.decay")
+    assert report.near_misses[1].startswith("  found scan scan.0") and f"{Path(__file__).name}:{line}" in str(report)
+    assert "left alone by scan: (nonlinear-state)" in report.near_misses[2]
 
 
 def test_a_node_is_a_region_too() -> None:

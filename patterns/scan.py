@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from .carried import SHORTEST_REFUSAL, Refused
 from .chains import Step, find_chains
+from .cumulative import cumulative_sites
 from .describe import named_dimensions, size_hint
 from .effects import Effects
 from .evaluate import concretely
@@ -56,6 +57,10 @@ def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason
         if not claimed & tree.interior and effects.mutation(tree.inputs, tree.interior) is None:
             found.append(tree)
             claimed |= tree.interior
+    for cumulative in cumulative_sites(module.graph, order, claimed, effects.constants):
+        if effects.mutation(cumulative.inputs, cumulative.interior) is None:
+            found.append(cumulative)
+            claimed |= cumulative.interior
     refusals: list[Reason] = []
     told: set[Node] = set()
     for loop in unrolled_sites(graph, order, claimed):

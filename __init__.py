@@ -38,6 +38,7 @@ _HOME = {
     "search_table": "passes.table_search",
     "selective_scan": "passes",
     "share_blocks": "passes",
+    "solver_of": "passes.solvers",
     "sparse_attention": "passes",
     "train_router": "passes.harmonica",
     "unroll_convolution": "passes",
@@ -70,6 +71,7 @@ __all__ = [
     "selective_scan",
     "share_blocks",
     "session",
+    "solver_of",
     "sparse_attention",
     "train_router",
     "unroll_convolution",
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from .passes.harmonica import train_router
     from .passes.plan import Fidelity, Plan, Rewrite
     from .passes.report import Report
+    from .passes.solvers import solver_of
     from .passes.table_search import search_table
     from .patterns.reasons import Reason
 

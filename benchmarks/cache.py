@@ -40,7 +40,7 @@ BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 def settings(tables: dict[int, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every policy with the settings its curve is drawn from."""
-    for threshold in (0.01, 0.02, 0.03, 0.05, 0.1):
+    for threshold in (0.015, 0.02, 0.025, 0.03, 0.05, 0.1):
         for order in (None, 1):
             yield "easycache", {"threshold": threshold, "order": order}
     for interval in (2, 3, 4):
@@ -55,6 +55,8 @@ def settings(tables: dict[int, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for interval in (2, 3):
         for blocks in (4, 6, 8):
             yield "delta-dit", {"interval": interval, "blocks": blocks}
+    for max_interval in (1, 2, 4):
+        yield "sada", {"max_interval": max_interval, "period": max_interval + 1}
     for table in tables.values():
         yield "static", {"table": table, "order": 1, "repay": 0.5}
 

@@ -7,6 +7,7 @@ from .cache_delta_dit import DeltaDiT
 from .cache_easycache import EasyCache
 from .cache_first_block import FirstBlock
 from .cache_guidance import AdaptiveGuidance, LinearGuidance
+from .cache_sada import Sada
 from .cache_static import Static
 from .cache_taylor import Taylor
 
@@ -18,6 +19,7 @@ cache = register(
         "delta-dit": DeltaDiT,
         "taylor": Taylor,
         "static": Static,
+        "sada": Sada,
         "adaptive-guidance": AdaptiveGuidance,
         "linear-ag": LinearGuidance,
     },

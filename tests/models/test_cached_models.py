@@ -76,6 +76,7 @@ POLICIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "taylor-layers": ("taylor", {"interval": 2, "level": "layers"}, {"interval": 1, "level": "layers"}),
     "first-block": ("first-block", {"threshold": 0.9, "warmup": 1}, {"threshold": 0}),
     "delta-dit": ("delta-dit", {"interval": 2, "blocks": 2}, {"interval": 1, "blocks": 2}),
+    "sada": ("sada", {"start": 3, "multistep": 4, "period": 2, "stop": 7}, {"max_interval": 0}),
     "static": ("static", {"table": [1, 1, 0, 1, 0, 0, 1, 1], "order": 1}, {"table": [1] * STEPS}),
 }
 # A UNet of this size repeats no block, so what needs blocks is refused there.

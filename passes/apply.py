@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..patterns.graph import NormalGraph
+from ..patterns.nodes import drop_unread_items
 from ..patterns.reasons import Reason
 from ..patterns.spec import check
 from .plan import Prepared, Rewrite
@@ -89,6 +90,7 @@ def _trace(graph: NormalGraph, rewrite: Rewrite) -> GraphModule | Reason:
                 replacement = make_fx(laid_out, pre_dispatch=True, tracing_mode="real")(*args)
     except Exception as error:
         return Reason("rolled-back", f"the replacement could not be traced: {type(error).__name__}: {error}", names)
+    drop_unread_items(replacement.graph)
     return replacement
 
 

@@ -5,6 +5,7 @@ Policies say what they want kept in terms of sites; this page says which values 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,7 +41,8 @@ def region_nodes(graph: NormalGraph, region: CachedRegion) -> set[Node]:
             continue
         if node in exits or (node.users and all(user in inside for user in node.users)):
             inside.add(node)
-    return inside
+    # What goes from one part to the next are tensors: an item stays with the tuple it is taken from.
+    return {node for node in inside if node.target is not operator.getitem or node.args[0] in inside}
 
 
 def around_blocks(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from .describe import constant_tensor
 
@@ -99,6 +99,13 @@ def aliased(node: Node) -> Node | None:
 def readers(node: Node) -> list[Node]:
     """The users of ``node`` that read its elements (and not only its sizes)."""
     return [user for user in node.users if operation(user) not in SIZE_READERS]
+
+
+def drop_unread_items(graph: Graph) -> None:
+    """Erase items of tuples that nobody reads. A tracer records every item, and a dead one would tie its tuple down."""
+    for node in reversed(list(graph.find_nodes(op="call_function", target=operator.getitem))):
+        if not node.users:
+            graph.erase_node(node)
 
 
 def tensor(node: Any) -> Tensor | None:

@@ -26,6 +26,7 @@ from .batching import BatchingInterpreter
 from .by_example import without_examples
 from .functional import without_writes
 from .graph import NormalGraph
+from .nodes import drop_unread_items
 from .reasons import Reason
 
 # What Dynamo and AOTAutograd read from a placeholder; everything else is recomputed by the retrace.
@@ -65,6 +66,7 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
     if lost:
         # A value the tracer did not know (a wrapper of some transform) was recorded as a constant: not the same graph.
         return Reason("not-normalised", "the retrace lost track of a computed value", tuple(lost))
+    drop_unread_items(retraced.graph)
     _carry_over(module, retraced, fakes)
     if without_examples(retraced.graph):
         retraced.recompile()

@@ -38,3 +38,18 @@ def use_aot_autograd_only(monkeypatch: pytest.MonkeyPatch) -> list[GraphModule]:
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
     return given
+
+
+def run_graphs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> list[GraphModule]:
+    """From now on Inductor's entry gives back the rewritten graph itself, which runs node by node.
+
+    ``laconic::`` operators run by their meaning. The quickest way to see what a rewrite computes.
+    """
+    given: list[GraphModule] = []
+
+    def compile_fx(module: GraphModule, inputs: Sequence[Any], **_: Any) -> GraphModule:
+        given.append(module)
+        return module
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
+    return given

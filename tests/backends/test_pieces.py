@@ -115,6 +115,30 @@ def test_a_value_read_outside_is_not_part_of_the_region() -> None:
         assert torch.equal(mine, whole)
 
 
+@pytest.mark.parametrize("read_outside", [False, True])
+def test_only_tensors_go_from_piece_to_piece(read_outside: bool) -> None:
+    def function(x: Tensor) -> Any:
+        values, places = torch.topk(torch.sin(x), 3)
+        y = x[:, :3] + torch.exp(places if read_outside else values)
+        return (y, values) if read_outside else (y,)
+
+    graph, args = captured(function, torch.randn(2, 8))
+    (total,) = streams(graph)
+    seen = []
+
+    def compile_piece(module: torch.fx.GraphModule, examples: Sequence[Any]) -> Any:
+        seen.append(module)
+        assert all(isinstance(value, Tensor) for value in examples)
+        return module
+
+    region = between(graph.placeholders[0], total)
+    run = compile_pieces(graph, args, [region], compile_piece, GraphReport(0, 0)).run
+    for mine, whole in zip(run(*args), graph.module(*args), strict=True):
+        assert torch.equal(mine, whole)
+    # Without a reader outside, the tuple and what it comes from are skipped with the rest.
+    assert len(seen) == (2 if read_outside else 1)
+
+
 def test_regions_run_in_the_order_they_need_and_what_does_not_fit_is_given_up() -> None:
     graph, args = captured(Stack(), torch.randn(3, 8), torch.randn(3, 8))
     first, second, third = streams(graph)

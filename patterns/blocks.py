@@ -35,6 +35,8 @@ def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
     order = list(graph.module.graph.nodes)
     position = {node: index for index, node in enumerate(order)}
     layers = {node for site in sites.of(Attention, Linear, Convolution) for node in site.outputs}
+    # Our own operators stand where a pass has replaced layers.
+    layers.update(node for node in order if getattr(node.target, "namespace", None) == "laconic")
     stacks: list[list[Segment]] = []
     kept = {site.producer: _reader(site) for site in sites.of(Skip)}
     for stream in streams(graph, position, kept):

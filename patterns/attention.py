@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from .attention_fused import fused
 from .attention_site import Parts, build
-from .axes import Atom, Layout, contraction, downward, resolved, same
+from .axes import Atom, Layout, contraction, downward, leaves, resolved, same
 from .effects import Effects
 from .graph import NormalGraph
 from .nodes import DROPOUTS, argument, dimension, mutates, operation, readers, scalar, tensor
@@ -131,7 +131,9 @@ def _along(anchor: Softmax, scores: Scores) -> Parts:
         raise Refused("wrong-axis", "the sinks are not beside the keys", anchor.weights)
     below = _down(anchor, scores, columns)
     inner = next(atom for axis in product.left for atom in axis if atom not in (*product.batch, rows, columns))
-    batch = tuple(atom for axis in scores.layout for atom in axis if atom not in (rows, columns))
+    batch = leaves(atom for axis in scores.layout for atom in axis if atom not in (rows, columns))
+    if leaves(product.batch) == batch:
+        batch = product.batch  # still says which parts were one axis of the product
     return Parts(
         anchor=anchor.weights,
         form=f"{operation(product.node)}-{anchor.form}-{operation(below.product)}",

@@ -128,13 +128,18 @@ def _arrange(parts: Parts, effects: Effects) -> _Arrangement:
         biases: list[Bias] = []
         prepared: dict[Node, Layout] = {}
         for bias, layout in simplified:
-            if bias.value is not None and not broadcasts(bias.value, layout, scores):
-                moved = _before_moves(bias.value, layout, scores)
-                if not moved:
-                    blocked = bias.value
+            value = bias.value
+            if value is not None and not broadcasts(value, layout, scores):
+                moved, cut = _before_moves(value, layout, scores), _cut(layout, scores)
+                if moved:
+                    bias = replace(bias, value=moved[-1].node)
+                    prepared |= {candidate.node: candidate.layout for candidate in moved}
+                elif cut is not None:
+                    prepared[value] = _own_axes(value, layout)
+                    bias = replace(bias, cut=cut)
+                else:
+                    blocked = value
                     break
-                bias = replace(bias, value=moved[-1].node)
-                prepared |= {candidate.node: candidate.layout for candidate in moved}
             if bias.kind == "causal" and resolved(layout)[-2:] != (leaves([parts.rows]), leaves([parts.columns])):
                 blocked = parts.anchor
                 break
@@ -161,6 +166,28 @@ def _before_moves(value: Node, layout: Layout, wanted: Sequence[tuple[Atom, ...]
     while moved and (moved[-1].cast or not broadcasts(moved[-1].node, moved[-1].layout, wanted)):
         moved.pop()
     return moved
+
+
+def _cut(layout: Layout, wanted: Sequence[tuple[Atom, ...]]) -> tuple[int, ...] | None:
+    """How many axes of ``layout`` each batch axis of ``wanted`` is made of; None when it is not made of whole ones."""
+    axes = resolved(layout)
+    if axes[-2:] != tuple(wanted[-2:]):
+        return None
+    counts, place = [], 0
+    for axis in wanted[:-2]:
+        start, found = place, tuple[Atom, ...]()
+        while found != axis:
+            if place == len(axes) - 2 or len(found) > len(axis):
+                return None
+            found, place = (*found, *axes[place]), place + 1
+        counts.append(place - start)
+    return tuple(counts) if place == len(axes) - 2 and 0 not in counts else None
+
+
+def _own_axes(value: Node, layout: Layout) -> Layout:
+    """The layout of a value that broadcasts against ``layout``."""
+    shape = value.meta["val"].shape
+    return tuple(() if same(s, 1) else axis for s, axis in zip(shape, layout[len(layout) - len(shape) :], strict=True))
 
 
 def _operands(

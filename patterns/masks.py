@@ -101,7 +101,7 @@ def _additive_step(bias: Bias, node: Node) -> list[Bias] | None:
         choice = _scaled_mask(node)
     if choice is None or None in choice:
         return None
-    mask, where_true, where_false = choice
+    mask, where_true, where_false = choice[0], choice[1] * bias.factor, choice[2] * bias.factor
     if where_true == 0.0 and where_false <= _ABSORBING:
         return [Bias("boolean", mask, fill=where_false)]
     if where_false == 0.0 and where_true <= _ABSORBING:
@@ -206,7 +206,7 @@ def _known(bias: Bias, effects: Effects) -> list[Bias] | None:
     value = constant_value(node) if node in effects.constants else None
     if value is None:
         return None
-    visible = _VISIBLE[bias.kind](value)
+    visible = _VISIBLE[bias.kind](value * bias.factor if bias.kind == "additive" else value)
     if visible is None:
         return None
     if bool(visible.all()):

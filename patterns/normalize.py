@@ -71,6 +71,9 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
     if without_examples(retraced.graph):
         retraced.recompile()
     _forget_writes(retraced, fake_mode)
+    # What an expanded operator computes and nobody reads (weights that a layer could have returned) hides nothing.
+    retraced.graph.eliminate_dead_code()
+    retraced.recompile()
     return NormalGraph(retraced, module, fake_mode, torch.is_grad_enabled())
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -101,17 +102,36 @@ def attention(site: Attention, read: Read) -> Tensor:
 
 def biased(scores: Tensor, bias: Bias, read: Read) -> Tensor:
     """``scores [*batch, S, T]`` with one bias applied."""
+    if bias.kind == "floor":
+        return scores.clamp(min=bias.fill)
     if bias.kind == "causal":
         rows, columns = scores.shape[-2:]
         visible = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
         return scores.masked_fill(~visible, bias.fill)
     assert bias.value is not None
-    value = read(bias.value)
+    value, shape = read(bias.value), scores.shape
+    if bias.cut is not None:
+        value = value[(None,) * (sum(bias.cut) + 2 - value.dim())]
+        scores = scores.reshape(*_finer(shape[:-2], bias.cut, value.shape), *shape[-2:])
     if bias.kind == "boolean":
-        return scores.masked_fill(~value, bias.fill)
-    if bias.kind == "hidden":
-        return scores.masked_fill(value, bias.fill)
-    return scores + value
+        scores = scores.masked_fill(~value, bias.fill)
+    elif bias.kind == "hidden":
+        scores = scores.masked_fill(value, bias.fill)
+    else:
+        scores = scores + value * bias.factor
+    return scores.reshape(shape) if bias.cut is not None else scores
+
+
+def _finer(batch: Sequence[int], cut: Sequence[int], given: Sequence[int]) -> list[int]:
+    """Batch sizes cut into as many parts as ``cut`` says: those of ``given``, and what is left where it says 1."""
+    sizes: list[int] = []
+    for size, count in zip(batch, cut, strict=True):
+        parts = list(given[len(sizes) : len(sizes) + count])
+        rest = size // max(1, math.prod(parts))
+        if 1 in parts:
+            parts[parts.index(1)] = rest
+        sizes += parts
+    return sizes
 
 
 @meaning(Linear, small=lambda site: _smaller(site, K=7, N=5))

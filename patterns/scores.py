@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -33,7 +33,7 @@ _SUMS = frozenset({"add", "sub", "add_", "sub_"})
 _CHOICES = frozenset({"where", "masked_fill", "masked_fill_"})
 _POINTWISE = frozenset(
     {"mul", "div", "mul_", "div_", "multiply", "true_divide", "neg", "tanh", "sigmoid", "relu", "clamp", "clamp_min"}
-    | {"maximum", "minimum", "exp", "abs", "pow", "copy_", "fill_", "tril", "triu"}
+    | {"maximum", "minimum", "max", "exp", "abs", "pow", "copy_", "fill_", "tril", "triu"}
 )
 _STEPS = _SUMS | _CHOICES | _POINTWISE | MOVEMENTS | CASTS | {"slice", "cat"}
 # An epilogue is a handful of operations; anything longer is another computation that happens to start at a product.
@@ -138,9 +138,7 @@ def follow(path: Sequence[Node]) -> Scores:
     if spec.addend is not None and beta == 0.0:
         scores.layouts[spec.addend] = scores.layout
     elif spec.addend is not None:
-        if beta != 1.0:
-            raise Refused("unsupported-mask", "a bias is scaled", path[0])
-        scores.biases.append((Bias("additive", spec.addend), scores.layout))
+        scores.biases.append((Bias("additive", spec.addend, factor=beta), scores.layout))
     for before, node in zip(path, path[1:], strict=False):
         _step(scores, before, node)
         scores.layouts[node] = scores.layout
@@ -163,9 +161,13 @@ def _step(scores: Scores, before: Node, node: Node) -> None:
         raise Refused("unsupported-op", f"{node.target} acts on scores and sinks together", node)
     scaled = factor_of(node)
     if scaled is not None and scaled[0] is before:
-        if scores.biases and scaled[1] != 1.0:
-            raise Refused("unsupported-mask", "a bias is scaled after it was added", node)
+        if scores.biases and not scaled[1] > 0.0:
+            raise Refused("unsupported-mask", "a bias changes its sign after it was added", node)
         scores.factor *= scaled[1]
+        scores.biases = [
+            (replace(bias, factor=bias.factor * scaled[1], fill=bias.fill * scaled[1]), layout)
+            for bias, layout in scores.biases
+        ]
     elif shift:
         scores.shifted = True
     elif name in ("add", "sub"):
@@ -183,6 +185,8 @@ def _step(scores: Scores, before: Node, node: Node) -> None:
         _bend(scores, node)
     elif name == "cat":
         _sink(scores, before, node)
+    elif name in ("max", "maximum", "clamp", "clamp_min"):
+        _raise_lowest(scores, before, node)
     elif name == "div":
         raise Refused("unsupported-op", "the scores are divided by something that is not a constant", node)
     else:
@@ -239,15 +243,26 @@ def _sink(scores: Scores, before: Node, node: Node) -> None:
     scores.sinks = Sinks(plainest(other), scores.layout, atoms[0], first)
 
 
+def _raise_lowest(scores: Scores, before: Node, node: Node) -> None:
+    """A floor under the scores, so low that it holds hidden ones only."""
+    others = [item for item in (*node.args, *node.kwargs.values()) if item is not before and item is not None]
+    lowest = hidden_fill(others[0]) if len(others) == 1 and node.kwargs.get("max") is None else None
+    if lowest is None or scores.shifted:
+        raise Refused("unsupported-op", f"{node.target} acts on the scores", node)
+    scores.biases.append((Bias("floor", None, fill=lowest), scores.layout))
+
+
 def _add(scores: Scores, before: Node, node: Node, name: str) -> None:
     left, right = node.args[:2]
     other = right if left is before else left
     if scalar(other) is not None and not (name == "sub" and other is left):
         scores.shifted = True  # the same number on every score changes no weight
         return
-    if name == "sub" or node.kwargs.get("alpha", 1) != 1 or tensor(other) is None:
+    times = scalar(node.kwargs.get("alpha", 1))
+    if times is None or tensor(other) is None or (other is left and (name == "sub" or times != 1.0)):
         raise Refused("unsupported-op", f"{node.target} acts on the scores", node)
-    scores.biases.append((Bias("additive", other), scores.layout))  # type: ignore[arg-type]
+    factor = -times if name == "sub" else times
+    scores.biases.append((Bias("additive", other, factor=factor), scores.layout))  # type: ignore[arg-type]
 
 
 def _is_maximum(node: Any, of: Node) -> bool:

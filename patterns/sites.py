@@ -61,8 +61,10 @@ class Bias:
     """A term added to (or a mask applied on) attention scores, in order of application.
 
     ``kind``: ``additive`` (float, added), ``boolean`` (True is visible), ``hidden`` (True is not visible), ``causal``
-    (no node; key ``j`` is visible to query ``i`` when ``j <= i``). ``value`` broadcasts against scores
-    ``[*batch, S, T]``. ``structure`` names what the mask was recognised as, if anything (``causal``, ``window``,
+    (no node; key ``j`` is visible to query ``i`` when ``j <= i``), ``floor`` (no node; no score is below ``fill``).
+    ``value`` broadcasts against scores ``[*batch, S, T]``; an additive one is multiplied by ``factor`` first. With
+    ``cut`` each batch axis of the scores is as many axes of ``value`` as the entry for it says (windows of an image
+    inside its batch). ``structure`` names what the mask was recognised as, if anything (``causal``, ``window``,
     ``padding``: the same for every query, ``full``). ``window = (left, right)`` says which keys around its own
     position a query sees (None: no limit on that side). ``fill`` is the number put in place of a hidden score; it
     matters only in rows where every key is hidden.
@@ -73,6 +75,8 @@ class Bias:
     structure: str = "unknown"
     window: tuple[int | None, int | None] | None = None
     fill: float = float("-inf")
+    factor: float = 1.0
+    cut: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -120,6 +124,7 @@ class Attention(Site):
                     "value": b.value.name if b.value else None,
                     "structure": b.structure,
                     "window": b.window,
+                    "factor": b.factor,
                 }
                 for b in self.biases
             ],

@@ -122,7 +122,9 @@ def meaning_of(site: Attention) -> dict[str, Any]:
         "value": shape(site.value),
         "output": tuple(output.permute(sorted(range(output.dim()), key=order.__getitem__)).shape),
         "scale": pytest.approx(site.scale, rel=1e-6),
-        "biases": [(b.kind.replace("hidden", "boolean"), b.structure, b.window, b.value is None) for b in site.biases],
+        "biases": [
+            (b.kind.replace("hidden", "boolean"), b.structure, b.window, b.value is None, b.cut) for b in site.biases
+        ],
         "groups": site.groups,
         "dropout": site.dropout,
         "factor": site.factor is not None,

@@ -134,21 +134,24 @@ def value_scaled_in_the_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.baddbmm(torch.zeros(1, 1, n.E), (q @ k.mT).softmax(-1), v, beta=0, alpha=2.0)
 
 
-def bias_scaled_in_the_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    q, k, v = (x.flatten(0, 1) for x in heads(q, k, v))
-    return torch.baddbmm(bias, q, k.mT, beta=0.5).softmax(-1) @ v
-
-
 # --- scores with something else in them ----------------------------------------------------------------------------
-
-
-def bias_then_scale(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    q, k, v = heads(q, k, v)
-    return ((q @ k.mT + bias) * n.scale).softmax(-1) @ v
 
 
 def bias_then_cap(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return ((scores_of(q, k) + bias).tanh() * 3).softmax(-1) @ split(v, n.E)
+
+
+def bias_turned_over(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    q, k, v = heads(q, k, v)
+    return ((q @ k.mT + bias) * -n.scale).softmax(-1) @ v
+
+
+def clamped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scores_of(q, k).clamp(min=-1.0).softmax(-1) @ split(v, n.E)
+
+
+def clamped_on_both_sides(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scores_of(q, k).clamp(-1e9, 1e9).softmax(-1) @ split(v, n.E)
 
 
 def shifted_then_capped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -285,8 +288,9 @@ LOOKALIKES: list[tuple[Spelling, Any, str]] = [
     (heads_mixed_in_front, mixed, "unsupported-shape"),
     (added_to_the_output, tokens, "unsupported-op"),
     (value_scaled_in_the_product, tokens, "unsupported-op"),
-    (bias_scaled_in_the_product, gated, "unsupported-mask"),
-    (bias_then_scale, gated, "unsupported-mask"),
+    (bias_turned_over, gated, "unsupported-mask"),
+    (clamped, tokens, "unsupported-op"),
+    (clamped_on_both_sides, tokens, "unsupported-op"),
     (bias_then_cap, gated, "unsupported-mask"),
     (shifted_then_capped, tokens, "unsupported-op"),
     (capped_twice, tokens, "unsupported-op"),

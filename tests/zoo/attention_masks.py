@@ -186,6 +186,62 @@ def bias_by_baddbmm(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias, q, k.mT, alpha=n.scale).softmax(-1).bmm(v).view(n.B, n.H, n.S, n.E)
 
 
+def bias_then_scale(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    q, k, v = heads(q, k, v)
+    return ((q @ k.mT + bias) * n.scale).softmax(-1) @ v
+
+
+def bias_scaled_first(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return finish(torch.add(scores_of(q, k), bias, alpha=n.scale), v)
+
+
+def bias_scaled_in_the_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    q, k, v = (x.flatten(0, 1) for x in heads(q, k, v))
+    bias = bias[None].expand(n.B, n.H, n.S, n.T).reshape(n.B * n.H, n.S, n.T)
+    return torch.baddbmm(bias, q, k.mT, beta=n.scale, alpha=n.scale).softmax(-1).bmm(v).view(n.B, n.H, n.S, n.E)
+
+
+def bias_taken_off(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return finish(scores_of(q, k) - 1e6 * bias, v)
+
+
+def bias_taken_off_upside_down(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return finish(torch.sub(scores_of(q, k), bias * 1e6), v)
+
+
+def floored(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    scores = scores_of(q, k) + torch.where(keep[:, None, None, :], 0.0, LOWEST)
+    return finish(torch.max(scores, torch.tensor(LOWEST)), v)
+
+
+def floored_by_clamp(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    return finish(scores_of(q, k).masked_fill(~keep[:, None, None, :], LOWEST).clamp(min=LOWEST), v)
+
+
+def floored_by_maximum(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    scores = torch.where(keep[:, None, None, :], scores_of(q, k), LOWEST)
+    return finish(torch.maximum(torch.full((), LOWEST), scores), v)
+
+
+# --- masks whose batch is finer than that of the heads --------------------------------------------------------------
+
+
+def windowed() -> tuple[Tensor, ...]:
+    return (*tokens(), made(2, n.S, n.T, seed=9))
+
+
+def windows_cut(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The batch is made of two windows with a mask each."""
+    q, k, v = (x.unflatten(0, (-1, 2)).flatten(0, 1) for x in heads(q, k, v))
+    scores = (q @ k.mT * n.scale).view(-1, 2, n.H, n.S, n.T) + mask[:, None].unsqueeze(0)
+    return scores.view(-1, n.H, n.S, n.T).softmax(-1) @ v
+
+
+def windows_cut_by_unflatten(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    scores = scores_of(q.clone(), k.clone()).unflatten(0, (n.B // 2, 2)) + mask.view(1, 2, 1, n.S, n.T)
+    return finish(scores.flatten(0, 1), v.clone())
+
+
 def sloped() -> tuple[Tensor, ...]:
     return (*tokens(), 2.0 ** -torch.arange(1, n.H + 1).float())
 
@@ -273,6 +329,10 @@ BIAS = Family(
     (fused_bias, bias_behind, bias_in_front, bias_expanded, bias_by_baddbmm),
     biased,
 )
+SCALED_BIAS = Family("scaled bias", (bias_then_scale, bias_scaled_first, bias_scaled_in_the_product), biased)
+TAKEN_OFF = Family("bias taken off", (bias_taken_off, bias_taken_off_upside_down), biased)
+FLOORED = Family("floored", (floored, floored_by_clamp, floored_by_maximum), padded)
+WINDOWS = Family("windows", (windows_cut, windows_cut_by_unflatten), windowed)
 SLOPES = Family(
     "slopes",
     (fused_slopes, slopes_behind, slopes_in_front),
@@ -284,4 +344,4 @@ TABLE = Family(
     tabled,
 )
 
-FAMILIES = [CAUSAL, WINDOW, PADDING, BIAS, SLOPES, TABLE]
+FAMILIES = [CAUSAL, WINDOW, PADDING, BIAS, SCALED_BIAS, TAKEN_OFF, FLOORED, WINDOWS, SLOPES, TABLE]

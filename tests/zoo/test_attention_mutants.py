@@ -23,7 +23,7 @@ def test_mutants_are_told_apart(number: int) -> None:
 
 
 def mutated(family: Family, spelling: Spelling, *, start: int, step: int = 6) -> Tally:
-    with square(4 if family.name == "rotary" else 3):
+    with square(4 if family.name in ("rotary", "windows") else 3):
         return judge(normal(spelling, *family.inputs()), attentions, start=start, step=step)
 
 

@@ -66,27 +66,31 @@ def _drift(table: Sequence[bool], gram: Tensor, order: int, repay: float) -> flo
 def _returned(table: Sequence[bool], order: int, repay: float) -> Tensor:
     """What each step returns, as weights ``[steps, steps]`` of the computed outputs: the tracker's rule in numbers."""
     steps = len(table)
-    rows = torch.zeros(steps, steps, dtype=torch.float64)
+    # Plain numbers: a search goes through thousands of tables, and almost all weights are zero.
+    rows = [[0.0] * steps for _ in range(steps)]
     known: list[int] = []
-    debt = torch.zeros(steps, dtype=torch.float64)
-    guesses: list[tuple[int, Tensor]] = []
+    debt: dict[int, float] = {}
+    guesses: list[tuple[int, dict[int, float]]] = []
     for step, compute in enumerate(table):
         if compute:
             known.append(step)
-            rows[step, step] = 1.0
-            if repay:
-                for at, guess in guesses:
-                    debt = debt + repay * (guess - _weights(known[-order - 2 :], at, steps))
+            rows[step][step] = 1.0
+            for at, guess in guesses if repay else ():
+                for point, weight in guess.items():
+                    debt[point] = debt.get(point, 0.0) + repay * weight
+                for point, weight in _weights(known[-order - 2 :], at).items():
+                    debt[point] = debt.get(point, 0.0) - repay * weight
             guesses = []
         else:
-            guess = _weights(known[-order - 1 :], step, steps)
+            guess = _weights(known[-order - 1 :], step)
             guesses.append((step, guess))
-            rows[step] = guess - debt
-            debt = torch.zeros_like(debt)
-    return rows
+            for point, weight in guess.items():
+                rows[step][point] = weight
+            for point, weight in debt.items():
+                rows[step][point] -= weight
+            debt = {}
+    return torch.tensor(rows, dtype=torch.float64)
 
 
-def _weights(points: Sequence[int], step: int, steps: int) -> Tensor:
-    row = torch.zeros(steps, dtype=torch.float64)
-    row[list(points)] = torch.tensor(lagrange([float(point) for point in points], float(step)), dtype=torch.float64)
-    return row
+def _weights(points: Sequence[int], step: int) -> dict[int, float]:
+    return dict(zip(points, lagrange([float(point) for point in points], float(step)), strict=True))

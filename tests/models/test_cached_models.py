@@ -118,7 +118,7 @@ def trajectory(model: Any, built: Built, seed: int = 0) -> Tensor:
         if "timestep" in now:
             now["timestep"] = now["timestep"] + step
         elif rest:
-            rest[0] = rest[0] + (0.05 * step if rest[0].is_floating_point() else step)
+            rest[0] = rest[0] + (0.01 * step * step if rest[0].is_floating_point() else step)
         if place == 0:
             out = model(x, *rest, **now)
         else:
@@ -164,3 +164,23 @@ def test_every_policy(name: str, compiled_pieces: list[int]) -> None:
             off = compile_with(model, policy, identity)
             with laconic.session(off, steps=STEPS):
                 assert torch.equal(trajectory(off, built), exact), label
+
+
+def test_forecasts_over_the_models_own_time(compiled_pieces: list[int]) -> None:
+    built = digits()
+    model = built[0].requires_grad_(False)
+    fast = compile_with(model, "taylor", {"interval": 3, "time": "t"})
+    with laconic.session(fast, steps=STEPS) as session:
+        over_time = trajectory(fast, built)
+    assert session.summary().reused > 0
+    torch._dynamo.reset()
+    plain = compile_with(model, "taylor", {"interval": 3})
+    with laconic.session(plain, steps=STEPS):
+        # The time of this trajectory grows ever faster, so steps and times give different lines.
+        assert not torch.equal(trajectory(plain, built), over_time)
+    torch._dynamo.reset()
+    wrong = compile_with(model, "taylor", {"time": "time"})
+    with laconic.session(wrong, steps=STEPS):
+        trajectory(wrong, built)
+    texts = [row.text for row in laconic.report(wrong).refusals if row.pass_name == "cache"]
+    assert texts == ["no tensor argument is named 'time'; there are x, t, label"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from . import batched
-from .lift import flatten, names, piece_of, same
+from .lift import MAXIMUM_DEPTH, flatten, names, piece_of, same
 from .reasons import Reason
 
 aten = torch.ops.aten
@@ -71,23 +71,27 @@ def find_loops(
     if not groups:
         return
     labels, carried, skipping = _label(graph, groups)
-    accepted = set(claimed)
+    outcomes = []
+    for number, group in enumerate(groups):
+        rows = _rows(_sources(carried.get(number, {}), number, labels), len(group), order)
+        if rows is not None and not any(node in claimed for row in rows for node in row):
+            outcomes.append((len(group), rows, _loop(rows, number, len(group), labels, order)))
+    # Longest first: a few steps of a loop that is refused as a whole are no loop of their own. One loop is seen through
+    # every tensor its steps read; the view with the fewest values handed on, for the most steps, is taken.
+    outcomes.sort(key=lambda item: (-item[0], _preference(item[2])))
+    accepted: set[Node] = set()
     refused: list[tuple[set[Node], Reason]] = []
-    # Longest first: a few steps of a loop that is refused as a whole are no loop of their own.
     blocked: set[Node] = set()
     waiting: set[Node] = set()
     longest = 0
-    for number in sorted(range(len(groups)), key=lambda item: -len(groups[item])):
-        length = len(groups[number])
+    for length, rows, outcome in outcomes:
         if length < longest:
             blocked |= waiting
             waiting = set()
         longest = length
-        rows = _rows(_sources(carried.get(number, {}), number, labels), length, order)
-        states = {node for row in rows for node in row} if rows else set()
-        if rows is None or states & accepted or states & blocked:
+        states = {node for row in rows for node in row}
+        if states & accepted or states & blocked:
             continue
-        outcome = _loop(rows, number, length, labels, order)
         if isinstance(outcome, Loop):
             sources = [piece.source for steps in outcome.pieces if (piece := piece_of(steps[-1])) is not None]
             if not sources or all(is_parameter(source) for source in sources):
@@ -109,6 +113,12 @@ def find_loops(
         if not states & told and not states & accepted:
             told |= states
             yield Refused(frozenset(states), reason)
+
+
+def _preference(outcome: Loop | Reason) -> tuple[int, ...]:
+    if isinstance(outcome, Loop):
+        return (0, len(outcome.states), -outcome.length)
+    return (1, int(outcome.code == "irregular-steps"), 0)
 
 
 class _Nothing(Reason):
@@ -199,19 +209,34 @@ def _merged(
 def _sources(
     carried: dict[int, dict[Node, None]], number: int, labels: dict[Node, dict[int, int]]
 ) -> dict[int, dict[Node, None]]:
-    """What is computed from one value of the step alone is handed on as that value."""
+    """What is computed from one value of the step alone is handed on as that value, as far back as in a middle step."""
+    positions = sorted(carried)
+    middle = carried[positions[len(positions) // 2]] if positions else {}
+    known = [(_signature(node), len(_ancestors(node, number, labels, MAXIMUM_DEPTH))) for node in middle]
     result: dict[int, dict[Node, None]] = {}
     for position, nodes in carried.items():
-        roots: dict[Node, None] = {}
+        rest = list(known)
+        result[position] = {}
         for node in nodes:
-            root = node
-            while len(read := [item for item in root.all_input_nodes if number in labels[item]]) == 1:
-                if labels[root] is not labels[read[0]]:
-                    break
-                root = read[0]
-            roots[root] = None
-        result[position] = roots
+            match = next((item for item in rest if item[0] == _signature(node)), None)
+            if match is not None:
+                rest.remove(match)
+                chain = _ancestors(node, number, labels, match[1])
+                node = chain[-1] if chain else node
+            result[position][node] = None
     return result
+
+
+def _ancestors(node: Node, number: int, labels: dict[Node, dict[int, int]], most: int) -> list[Node]:
+    """The values of the step that ``node`` is computed from one after the other, each from that one alone."""
+    found: list[Node] = []
+    while len(found) < most:
+        read = [item for item in node.all_input_nodes if number in labels[item]]
+        if len(read) != 1 or labels[node] is not labels[read[0]] or any(map(piece_of, node.all_input_nodes)):
+            break
+        (node,) = read
+        found.append(node)
+    return found
 
 
 def _signature(node: Node) -> object:
@@ -267,7 +292,7 @@ def _loop(
     if not isinstance(first, Loop) and len(rows) > 2:
         # A first step may be written in another way than the rest: it starts from no state at all.
         again = _Walk([column[1:] for column in states], independent).run()
-        first = again if isinstance(again, Loop) else first
+        first = again if isinstance(again, Loop) or first.code == "irregular-steps" else first
     if not isinstance(first, Loop):
         return first
     # The state after the last step is read by no further step, so it was not seen to be carried.

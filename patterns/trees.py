@@ -33,6 +33,7 @@ _CUTS = {
     aten.unbind.int,
     aten.narrow.default,
 }
+_PADS = {aten.pad.default, aten.constant_pad_nd.default}
 _CONSTANTS = {
     aten.zeros.default,
     aten.ones.default,
@@ -97,15 +98,15 @@ def _pairs(graph: Graph, claimed: Collection[Node]) -> Iterator[tuple[Node, Node
     latest: dict[tuple[int, int, int], Node] = {}
     seen: set[tuple[Node, Node, int]] = set()
     for node in graph.nodes:
-        if node.target not in _CUTS or not isinstance(node.args[0], Node) or node in claimed:
+        if node.target not in _CUTS | _PADS or not isinstance(node.args[0], Node) or node in claimed:
             continue
         source = node.args[0]
         value = source.meta.get("val")
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        position = 2 if node.target in (aten.split.Tensor, aten.chunk.default) else 1
-        dim: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
-        dim %= value.dim()
+        dim = _axis(node, value.dim())
+        if dim is None:
+            continue
         size = value.shape[dim]
         if not isinstance(size, int):
             continue
@@ -115,6 +116,17 @@ def _pairs(graph: Graph, claimed: Collection[Node]) -> Iterator[tuple[Node, Node
             seen |= {(before, source, dim), (source, before, dim)}
             yield before, source, dim
         latest[key] = source
+
+
+def _axis(node: Node, rank: int) -> int | None:
+    """The axis along which ``node`` cuts or pads a tensor; None when there are several."""
+    if node.target in _PADS:
+        amounts: Any = node.args[1]
+        padded = {place // 2 for place, amount in enumerate(amounts) if not (isinstance(amount, int) and amount == 0)}
+        return rank - 1 - padded.pop() if len(padded) == 1 else None
+    position = 2 if node.target in (aten.split.Tensor, aten.chunk.default) else 1
+    dim: Any = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
+    return int(dim % rank)
 
 
 def _closure(first: Node, second: Node) -> dict[Node, None]:

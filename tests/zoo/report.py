@@ -62,7 +62,7 @@ def _differences(results: list[Result]) -> list[str]:
         )
         lines.append(f"- **{result.row.name}**: {what or 'counts agree'}.")
         if result.row.name in EXCEPTIONS:
-            lines.append(f"  {EXCEPTIONS[result.row.name].reason}")
+            lines[-1] += f" {EXCEPTIONS[result.row.name]}"
         reasons = Counter(f"`{reason.code}`: {reason.text}" for reason in (*result.unproven, *result.given_up))
         if any(number > 0 for number in missing.values()):
             reasons.update(f"`{reason.code}`: {reason.text}" for reason in result.refusals)

@@ -14,15 +14,12 @@ FAST = sorted(name for name, row in ROWS.items() if row.fast)
 @pytest.mark.parametrize("name", FAST)
 def test_found_is_what_eager_does(name: str) -> None:
     result = measure(ROWS[name])
-    known = EXCEPTIONS[name].missing if name in EXCEPTIONS else {}
-    assert {kind: number for kind, number in result.missing.items() if number} == known, result.refusals
+    assert {kind: number for kind, number in result.missing.items() if number} == {}, result.refusals
     assert not result.unproven and not result.given_up
-    refused = {node for reason in result.refusals for node in reason.nodes}
-    assert refused or not any(number > 0 for number in known.values()), "a site is missing and nothing says why"
 
 
 def test_the_zoo_is_large_and_the_slice_has_every_kind() -> None:
     assert len(ROWS) >= 80
     assert {row.library for row in ROWS.values()} == {"transformers", "diffusers", "timm"}
     assert {ROWS[name].kind for name in FAST} >= {row.kind for row in ROWS.values()} - {"mixture of experts"}
-    assert set(EXCEPTIONS) <= set(ROWS)
+    assert set(EXCEPTIONS) <= set(ROWS) - set(FAST)

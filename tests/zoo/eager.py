@@ -13,7 +13,8 @@ Everything is counted while the model runs, on real tensors and modules, and sha
   with a list of equal modules with linear layers, where something was picked (``topk``, ``argmax``, ``max``).
 - **scan**: an execution of a module of a class that the row names as recurrent.
 - **block**: executed members of module lists that return what they read, add something to it on the way, and of which
-  at least two do the same (class, shapes of parameters, input and output). Lists inside a counted member do not count.
+  at least two do the same (class, shapes of parameters, input and output; the first may have further parameters). Lists
+  inside a counted member do not count.
 """
 
 from __future__ import annotations
@@ -195,8 +196,8 @@ class Tracker(TorchDispatchMode):
                 facts.source = computed[0].root
             if name in _SUMS or name == "cat" or (len(computed) == 1 and name not in _BENT):
                 facts.terms = frozenset().union(*(item.summed for item in computed))
-            if name in _SUMS and len(computed) == 2:
-                self.sums.append(facts.terms)
+            if name in _SUMS and len(known) == 2:
+                self.sums.append(frozenset().union(*(item.summed for item in known)))
             facts.product = any(item.product for item in computed)
             facts.weights = frozenset().union(*(item.weights for item in computed))
             self._hidden(name, facts, computed)
@@ -272,6 +273,7 @@ class Member:
     path: str
     reads: list[Facts]
     sums: int
+    container: bool
     likeness: Any = None
     adds: bool = False
 
@@ -299,8 +301,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
         for path, holder in module.named_modules()
         if isinstance(holder, nn.ModuleList | nn.Sequential | nn.ModuleDict)
         for member in holder.children()
-        if not isinstance(member, nn.ModuleList | nn.Sequential | nn.ModuleDict)
-        and any(weight.dim() >= 2 for weight in member.parameters())
+        if any(weight.dim() >= 2 for weight in member.parameters())
     }
     started: list[Member] = []
     experts: list[tuple[str, set[int]]] = []
@@ -309,7 +310,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
         running.append(child)
         if child in home:
             reads = [tracker.of(leaf).root for leaf in tree_leaves((args, kwargs)) if _floats(leaf)]
-            started.append(Member(paths[child], reads, len(tracker.sums)))
+            started.append(Member(paths[child], reads, len(tracker.sums), isinstance(child, nn.Sequential)))
 
     def leave(child: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         running.pop()
@@ -360,9 +361,7 @@ def _shapes(value: Any) -> list[tuple[int, ...]]:
 
 
 def _weights(module: nn.Module) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the parameters; the first of equal layers often holds the table of a bias for all of them."""
-    parts = (part for part in module.modules() if not isinstance(part, nn.Embedding))
-    return tuple(tuple(weight.shape) for part in parts for weight in part.parameters(recurse=False))
+    return tuple(tuple(weight.shape) for weight in module.parameters())
 
 
 def _stacks_experts(module: nn.Module) -> bool:
@@ -382,11 +381,22 @@ def _lists_of_experts(module: nn.Module) -> list[str]:
 
 
 def _repeated(lists: Mapping[str, Sequence[Member]]) -> list[str]:
+    """Paths of repeated members, outer lists first; a sequence counts where no list inside it repeats (a stage does)."""
     found: list[str] = []
-    for _, members in sorted(lists.items()):
-        counts = Counter(member.likeness for member in members if member.adds)
-        for member in members:
-            inside = any(member.path.startswith(f"{path}.") for path in found)
-            if member.adds and counts[member.likeness] >= 2 and not inside:
-                found.append(member.path)
+    for sequences in (False, True):
+        for _, members in sorted(lists.items()):
+            if len(members) > 1 and _does_more(members[0], members[1]):
+                members[0].likeness = members[1].likeness
+            counts = Counter(member.likeness for member in members if member.adds)
+            for member in members:
+                path = member.path
+                apart = not any(path.startswith(f"{other}.") or other.startswith(f"{path}.") for other in found)
+                if member.container == sequences and member.adds and counts[member.likeness] >= 2 and apart:
+                    found.append(path)
     return found
+
+
+def _does_more(first: Member, second: Member) -> bool:
+    """The first of equal layers often does something for all of them: a norm of the embeddings, a table of biases."""
+    (kind, weights, *shapes), (other, fewer, *others) = first.likeness, second.likeness
+    return kind is other and shapes == others and not Counter(fewer) - Counter(weights)

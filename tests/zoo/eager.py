@@ -381,7 +381,7 @@ def _lists_of_experts(module: nn.Module) -> list[str]:
 
 
 def _repeated(lists: Mapping[str, Sequence[Member]]) -> list[str]:
-    """Paths of repeated members, outer lists first; a sequence counts where no list inside it repeats (a stage does)."""
+    """Paths of repeated members, outer lists first; a sequence counts where no list inside it repeats."""
     found: list[str] = []
     for sequences in (False, True):
         for _, members in sorted(lists.items()):

@@ -6,6 +6,7 @@ left out with the reason.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -96,6 +97,7 @@ def cut(graph: NormalGraph, regions: Sequence[CachedRegion], cuts: Sequence[Cut]
     candidates: list[tuple[Wanted, set[Node]]] = [(region, region_nodes(graph, region)) for region in regions]
     candidates += [(item, {node for node in item.nodes if node.op == "call_function"}) for item in cuts]
     for candidate, found in candidates:
+        _take_items_along(found)
         torn = _torn(found, spans)
         if torn or not found:
             refused.append((candidate, torn or "nothing in it could be skipped"))
@@ -127,6 +129,15 @@ class _Facts:
 
     def reads(self, node: Node) -> Iterable[Node]:
         return (*node.all_input_nodes, *self.before.get(node, ()))
+
+
+def _take_items_along(nodes: set[Node]) -> None:
+    """What goes from one part to the next are tensors: an item stays with the tuple it is taken from."""
+    for node in list(nodes):
+        if node.target is operator.getitem and node.args[0] not in nodes:
+            nodes.discard(node)
+        elif isinstance(node.meta.get("val"), list | tuple):
+            nodes.update(user for user in node.users if user.target is operator.getitem)
 
 
 def _torn(nodes: set[Node], spans: Sequence[Sequence[Node]]) -> str | None:

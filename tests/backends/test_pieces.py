@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from laconic.backends.pieces import compile_pieces
 from laconic.passes.base import PlanContext
 from laconic.passes.cache_easycache import EasyCache
 from laconic.passes.cached_regions import region_nodes
-from laconic.passes.plan import CachedRegion, Plan
+from laconic.passes.plan import CachedRegion, Cut, Plan
 from laconic.passes.report import GraphReport
 from laconic.passes.reuse import CachePolicy, Moment, Tracker
 from laconic.patterns.graph import NormalGraph
@@ -132,11 +133,30 @@ def test_only_tensors_go_from_piece_to_piece(read_outside: bool) -> None:
         return module
 
     region = between(graph.placeholders[0], total)
-    run = compile_pieces(graph, args, [region], compile_piece, GraphReport(0, 0)).run
+    run, _ = assembled(graph, args, [region], compile_piece)
     for mine, whole in zip(run(*args), graph.module(*args), strict=True):
         assert torch.equal(mine, whole)
     # Without a reader outside, the tuple and what it comes from are skipped with the rest.
     assert len(seen) == (2 if read_outside else 1)
+
+
+def test_a_cut_takes_the_items_of_its_tuples_along_and_leaves_those_of_others() -> None:
+    def function(x: Tensor) -> Tensor:
+        first, second = torch.chunk(torch.sin(x), 2, -1)
+        low, high = torch.chunk(first * 2, 2, -1)
+        return torch.cat([low, high * second.mean()], -1)
+
+    graph, args = captured(function, torch.randn(2, 8))
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    (_, second), (low, _) = (
+        [user for user in nodes[name].users if user.target is operator.getitem] for name in ("chunk", "chunk_1")
+    )
+    inside = frozenset({nodes["mul"], nodes["chunk_1"], second})
+    (part,) = [
+        row for row in cut(graph, [], [Cut(nodes=inside, policy=EasyCache(0.0))]).parts if nodes["mul"] in row.nodes
+    ]
+    assert low in part.nodes and second not in part.nodes
+    assert all(isinstance(node.meta["val"], Tensor) for node in (*part.inputs, *part.outputs))
 
 
 def test_regions_run_in_the_order_they_need_and_what_does_not_fit_is_given_up() -> None:

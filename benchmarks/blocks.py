@@ -97,7 +97,7 @@ def cold(backend: str, depth: int, options: argparse.Namespace) -> dict[str, flo
         command = [sys.executable, __file__, "--once", backend, "--depths", str(depth)]
         command += ["--width", str(options.width), "--tokens", str(options.tokens), "--threads", str(options.threads)]
         command += ["--training"] if options.training else []
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

@@ -28,6 +28,7 @@ def unproven(sites: Sites, graph: NormalGraph, verify: str) -> Sites:
             kept.append(site)
         else:
             sites.refusals.append(reason)
+            sites.near_misses.append((site.kind, reason))
     sites.sites = kept
     return sites
 

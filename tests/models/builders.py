@@ -22,7 +22,7 @@ LAYERS = 2
 declare_torchvision_operators()
 
 
-def _tokens(vocabulary: int = 120, batch: int = 2, length: int = 12) -> torch.Tensor:
+def tokens(vocabulary: int = 120, batch: int = 2, length: int = 12) -> torch.Tensor:
     return torch.randint(1, vocabulary, (batch, length))
 
 
@@ -39,7 +39,7 @@ def bert(layers: int, attention: str = "sdpa") -> Built:
     )
     mask = torch.ones(2, 12, dtype=torch.int64)
     mask[1, 9:] = 0
-    return BertModel(config), (), {"input_ids": _tokens(), "attention_mask": mask}
+    return BertModel(config), (), {"input_ids": tokens(), "attention_mask": mask}
 
 
 def vit(layers: int, attention: str = "sdpa") -> Built:
@@ -71,7 +71,7 @@ def gpt2(layers: int, attention: str = "sdpa") -> Built:
         use_cache=False,
         attn_implementation=attention,
     )
-    return GPT2LMHeadModel(config), (), {"input_ids": _tokens()}
+    return GPT2LMHeadModel(config), (), {"input_ids": tokens()}
 
 
 def llama(layers: int, attention: str = "sdpa") -> Built:
@@ -88,7 +88,7 @@ def llama(layers: int, attention: str = "sdpa") -> Built:
         use_cache=False,
         attn_implementation=attention,
     )
-    return LlamaForCausalLM(config), (), {"input_ids": _tokens()}
+    return LlamaForCausalLM(config), (), {"input_ids": tokens()}
 
 
 def t5(layers: int) -> Built:
@@ -104,7 +104,7 @@ def t5(layers: int) -> Built:
         use_cache=False,
         decoder_start_token_id=0,
     )
-    return T5Model(config), (), {"input_ids": _tokens(), "decoder_input_ids": _tokens(length=7)}
+    return T5Model(config), (), {"input_ids": tokens(), "decoder_input_ids": tokens(length=7)}
 
 
 def dit(layers: int) -> Built:
@@ -246,7 +246,7 @@ def convnext(layers: int) -> Built:
     return model, (torch.randn(2, 3, 32, 32),), {}
 
 
-def _seeded(make: Callable[[int], Built]) -> Callable[..., Built]:
+def seeded(make: Callable[[int], Built]) -> Callable[..., Built]:
     def build(layers: int = LAYERS) -> Built:
         torch.manual_seed(0)
         module, args, kwargs = make(layers)
@@ -256,25 +256,25 @@ def _seeded(make: Callable[[int], Built]) -> Callable[..., Built]:
 
 
 BUILDERS: dict[str, Callable[..., Built]] = {
-    "bert": _seeded(bert),
-    "vit": _seeded(vit),
-    "gpt2": _seeded(gpt2),
-    "llama-sdpa": _seeded(llama),
-    "llama-eager": _seeded(lambda layers: llama(layers, "eager")),
-    "t5": _seeded(t5),
-    "dit": _seeded(dit),
-    "pixart": _seeded(pixart),
-    "flux": _seeded(flux),
-    "sd3": _seeded(sd3),
-    "unet": _seeded(unet),
-    "timm-vit": _seeded(timm_vit),
-    "convnext": _seeded(convnext),
+    "bert": seeded(bert),
+    "vit": seeded(vit),
+    "gpt2": seeded(gpt2),
+    "llama-sdpa": seeded(llama),
+    "llama-eager": seeded(lambda layers: llama(layers, "eager")),
+    "t5": seeded(t5),
+    "dit": seeded(dit),
+    "pixart": seeded(pixart),
+    "flux": seeded(flux),
+    "sd3": seeded(sd3),
+    "unet": seeded(unet),
+    "timm-vit": seeded(timm_vit),
+    "convnext": seeded(convnext),
 }
 
 # Further spellings of the same models; detection must not care.
 SPELLINGS: dict[str, Callable[..., Built]] = {
-    "bert-eager": _seeded(lambda layers: bert(layers, "eager")),
-    "vit-eager": _seeded(lambda layers: vit(layers, "eager")),
-    "gpt2-eager": _seeded(lambda layers: gpt2(layers, "eager")),
-    "timm-vit-unfused": _seeded(lambda layers: timm_vit(layers, fused=False)),
+    "bert-eager": seeded(lambda layers: bert(layers, "eager")),
+    "vit-eager": seeded(lambda layers: vit(layers, "eager")),
+    "gpt2-eager": seeded(lambda layers: gpt2(layers, "eager")),
+    "timm-vit-unfused": seeded(lambda layers: timm_vit(layers, fused=False)),
 }

@@ -40,6 +40,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """The element-wise functions a feed-forward layer may have, by name."""
 
+GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    # Both sides limited to 7, and the linear side moved by one.
+    "clamped_swiglu": lambda gate, up: (
+        gate.clamp(max=7.0) * torch.sigmoid(1.702 * gate.clamp(max=7.0)) * (up.clamp(-7.0, 7.0) + 1)
+    ),
+}
+"""Functions of gate and up together that are no product with an activation, by name."""
+
+
+def gate_with(activation: str, gate: Tensor, up: Tensor) -> Tensor:
+    """The hidden value of a gated layer: ``activation(gate) * up``, or a function of :data:`GATED`."""
+    return GATED[activation](gate, up) if activation in GATED else ACTIVATIONS[activation](gate) * up
+
+
 ARITHMETIC = frozenset(
     {"add", "sub", "rsub", "mul", "div", "true_divide", "neg", "pow", "square", "sqrt", "rsqrt", "reciprocal", "abs"}
     | {"exp", "expm1", "log", "log1p", "erf", "erfc", "tanh", "sigmoid", "log_sigmoid", "clamp", "clamp_min"}

@@ -8,6 +8,7 @@ from typing import Any
 from .attention import find_attention
 from .blocks import find_blocks
 from .convolution import find_convolution
+from .experts import find_experts
 from .feedforward import find_feedforward
 from .graph import NormalGraph
 from .guidance import find_guidance
@@ -27,6 +28,7 @@ DETECTORS: list[Detector] = [
     find_norms,
     find_scan,
     find_feedforward,
+    find_experts,
     find_skips,
     find_blocks,
     find_guidance,

@@ -69,9 +69,29 @@ def run(
         kwargs: Any = dict(map_arg(node.kwargs, value_of))
         if arguments is not None:
             args, kwargs = arguments(node, args, kwargs)
-        target: Any = node.target
-        environment[node] = target(*map_aggregate(args, plain), **map_aggregate(kwargs, plain))
+        target: Any = _IN_DOUBLE.get(node.target, node.target) if double else node.target
+        made: Any = target(*map_aggregate(args, plain), **map_aggregate(kwargs, plain))
+        # What is made from nothing (zeros, arange) comes in the default type.
+        environment[node] = made.double() if double and isinstance(made, Tensor) and made.dtype in _REAL else made
     return environment
+
+
+def _grouped_mm(left: Tensor, right: Tensor, offs: Tensor | None = None, *unused: Any, **also: Any) -> Tensor:
+    """Rows of ``left [rows, in]`` up to each offset times that offset's matrix of ``right [groups, in, out]``.
+
+    Raises ValueError for the forms that group something else than rows.
+    """
+    if left.dim() != 2 or right.dim() != 3 or offs is None:
+        raise ValueError("a grouped product of another form")
+    ends = offs.tolist()
+    made = [left[start:end] @ matrix for start, end, matrix in zip([0, *ends], ends, right, strict=False)]
+    return torch.cat([*made, left.new_zeros(len(left) - ends[-1], right.shape[-1])])
+
+
+# Operations that have no float64 kernel, as what they mean.
+_IN_DOUBLE: dict[Any, Any] = {}
+if hasattr(torch.ops.aten, "_grouped_mm"):
+    _IN_DOUBLE[torch.ops.aten._grouped_mm.default] = _grouped_mm
 
 
 def _held(node: Node) -> Any:

@@ -162,7 +162,7 @@ def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidde
             leaves[node] = leaf
             distinct.setdefault(leaf.key, node)
             continue
-        wrapped = _wrapper(node, axis)
+        wrapped = wrapper(node, axis)
         if operation(node) == "dropout" and wrapped is not None:
             # Inside the arithmetic only a dropout that does nothing is a plain value.
             wrapped = wrapped if dropout_probability(node) == 0.0 else None
@@ -182,7 +182,7 @@ def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidde
     numbers = {node: nodes.index(distinct[leaf.key]) for node, leaf in leaves.items()}
     found = recognise(sorted(region), numbers)
     if found is None or (found[0] == "identity" and len(nodes) == 1):
-        views = sum(1 for node in region if _wrapper(node, axis) is not None)
+        views = sum(1 for node in region if wrapper(node, axis) is not None)
         if len(region) == views or len({leaf.layer.input for leaf in leaves.values()}) > 1:
             return None
         raise Refused("unsupported-op", "the arithmetic between two linear layers is no known activation", start)
@@ -224,7 +224,7 @@ def _refuse_near_miss(start: Node, down: Layer, layers: Layers) -> None:
             return
         name = operation(node)
         bent = bent or name.removesuffix("_") in _BENT
-        if not elementwise(node) and _wrapper(node, axis) is None:
+        if not elementwise(node) and wrapper(node, axis) is None:
             foreign = foreign or name
         if not name or not node.args or not isinstance(node.args[0], Node):
             return
@@ -235,7 +235,7 @@ def _unwrap(node: Node, axis: int) -> tuple[Node, float]:
     """Above casts, copies, dropouts and views that keep the feature axis; and how much the dropouts drop."""
     kept = 1.0
     while True:
-        source = _wrapper(node, axis)
+        source = wrapper(node, axis)
         if source is None:
             return node, 1.0 - kept
         if operation(node) == "dropout":
@@ -248,14 +248,14 @@ def _unwrap(node: Node, axis: int) -> tuple[Node, float]:
 
 def unwrapped(node: Node, axis: int) -> Node:
     """``node`` above casts, copies and views that keep the feature axis."""
-    source = _wrapper(node, axis) if operation(node) != "dropout" else None
+    source = wrapper(node, axis) if operation(node) != "dropout" else None
     while source is not None:
         node = source
-        source = _wrapper(node, axis) if operation(node) != "dropout" else None
+        source = wrapper(node, axis) if operation(node) != "dropout" else None
     return node
 
 
-def _wrapper(node: Node, axis: int) -> Node | None:
+def wrapper(node: Node, axis: int) -> Node | None:
     """What ``node`` passes on unchanged, feature by feature."""
     name = operation(node)
     if name not in COPIES and name not in CASTS and name not in RESHAPES and name != "dropout":
@@ -278,7 +278,7 @@ def _leaf(node: Node, axis: int, layers: Layers) -> Leaf | None:
         layer = layers.by_output.get(place)
         if layer is not None:
             return Leaf(layer, node, half, interleaved) if Layers.feature_axis(layer) == axis else None
-        source = _wrapper(place, axis)
+        source = wrapper(place, axis)
         if source is not None and operation(place) != "dropout":
             place = source
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ def _text(value: Any, numbers: dict[Node, str], *, top: bool = False) -> str:
 def _attempt(site: Site) -> Reason | None:
     text = "too large to be run"
     with concretely():
-        for sizes in _sizes(site):
+        for sizes in sizes_to_try(site):
             try:
                 return _compare(site, sizes)
             except Exception as error:
@@ -85,7 +85,7 @@ def _attempt(site: Site) -> Reason | None:
     return Reason("not-proven", f"the site could not be run beside its subgraph: {text}")
 
 
-def _sizes(site: Site) -> list[dict[str, int]]:
+def sizes_to_try(site: Site) -> list[dict[str, int]]:
     """The sizes to try in turn; an empty choice is the site's own."""
     small = MEANINGS[type(site)].small(site)
     shrinks = any(site.dimensions.get(name, size) > size for name, size in small.items())
@@ -109,43 +109,73 @@ def _count(value: Tensor) -> int:
 
 
 def _compare(site: Site, sizes: Mapping[str, int]) -> Reason | None:
+    for values, computed in observed(site, sizes):
+        for got, want, node in zip(computed, reference(site, values), site.outputs, strict=True):
+            if got.shape != want.shape:
+                text = f"{node.name} has shape {tuple(got.shape)}, its reference {tuple(want.shape)}"
+                return Reason("not-proven", text)
+            error = _distance(got, want)
+            if not error <= TOLERANCE:
+                text = f"{node.name} differs from its reference by {error:.1e} of its largest element"
+                return Reason("not-proven", text)
+    return None
+
+
+def observed(site: Site, sizes: Mapping[str, int]) -> Iterator[tuple[dict[Node, Any], list[Tensor]]]:
+    """Random values of the inputs, and what the subgraph makes of them; at the site's own sizes if ``sizes`` is empty.
+
+    Raises whatever an operation raises, and ValueError when the subgraph reads more than the inputs.
+    """
     # A generator of its own: a proof must not move the user's random numbers.
     generator = torch.Generator().manual_seed(0)
     values: dict[Node, Any] = {node: _sample(node, _shape(node, site, sizes), generator) for node in site.inputs}
     nodes = before(_ends(site), site.inputs)
-    environment = dict(values)
+    meaning = MEANINGS[type(site)]
+    resize = meaning.resize(site, sizes) if meaning.resize is not None and sizes else None
+    known: dict[Node, Any] = {}
     dependent = set(values)
     for node in nodes:
         if any(read in dependent for read in node.all_input_nodes):
             dependent.add(node)
         if node.op == "call_function" and isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat):
-            environment[node] = size_hint(node.meta["val"])
+            if meaning.resize is None:
+                known[node] = size_hint(node.meta["val"])
         elif node.op == "placeholder":
             if isinstance(node.meta.get("val"), Tensor):
-                return Reason("not-proven", f"the subgraph also reads {node.name}")
-            environment[node] = size_hint(node.meta["val"])
+                raise ValueError(f"the subgraph also reads {node.name}")
+            known[node] = size_hint(node.meta["val"])
+            known[node] = known[node] if resize is None else resize(known[node])
         elif node in site.axes and node not in dependent:
             constant = constant_value(node)
             if constant is None:
                 raise ValueError(f"the constant {node.name} is not known")
             constant = constant.double() if constant.is_floating_point() else constant
-            environment[node] = _cut(constant, _shape(node, site, sizes))
+            known[node] = _cut(constant, _shape(node, site, sizes))
 
     def resized(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if sizes and node in site.axes:
+        if resize is not None:
+            args, kwargs = _written_sizes((args, kwargs), resize)
+        elif sizes and node in site.axes:
             args = _with_shape(node, args, _shape(node, site, sizes))
         return _in_double(node, *_without_dropout(node, args, kwargs))
 
-    computed = run(_needed(nodes, environment, site), environment, resized, double=True)
-    wanted = reference(site, values)
-    for node, want in zip(site.outputs, wanted, strict=True):
-        got = computed[node]
-        if got.shape != want.shape:
-            return Reason("not-proven", f"{node.name} has shape {tuple(got.shape)}, its reference {tuple(want.shape)}")
-        error = _distance(got, want)
-        if not error <= TOLERANCE:
-            return Reason("not-proven", f"{node.name} differs from its reference by {error:.1e} of its largest element")
-    return None
+    for given in meaning.variants(site, values):
+        environment = {**known, **given}
+        # What is written in place must not be what the reference reads.
+        fresh = {node: value.clone() if isinstance(value, Tensor) else value for node, value in environment.items()}
+        made = run(_needed(nodes, fresh, site), fresh, resized, double=True)
+        yield given, [made[node] for node in site.outputs]
+
+
+def _written_sizes(value: Any, resize: Callable[[int], int]) -> Any:
+    """``value`` with every size in it replaced."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return resize(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_written_sizes(item, resize) for item in value)
+    return {name: _written_sizes(item, resize) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _ends(site: Site) -> list[Node]:

@@ -16,6 +16,7 @@ CODES: dict[str, str] = {
     "unsupported-dtype": "an element type the rewrite has no meaning or kernel for",
     "unsupported-shape": "a rank, size or dynamic dimension the rewrite cannot take",
     "unsupported-device": "no provider on this device",
+    "data-dependent": "values decide how many elements there are, so the graph ends before the pattern is complete",
     "wrong-axis": "softmax or contraction runs over an axis that is not the key axis",
     "requires-grad": "the rewrite has no gradient and an input needs one",
     "dropout-active": "dropout is active inside the site",

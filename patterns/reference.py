@@ -22,17 +22,27 @@ Kind = TypeVar("Kind", bound=Site)
 
 @dataclass(frozen=True, eq=False)
 class Meaning:
-    """The reference of one kind of site, and sizes (by dimension name) small enough to compare it on."""
+    """The reference of one kind of site, and sizes (by dimension name) small enough to compare it on.
+
+    ``resize(site, sizes)`` gives a function from a size written in an argument to the one it becomes at small sizes,
+    for kinds whose interior has no named axes. ``variants(site, values)`` gives further inputs to compare on.
+    """
 
     compute: Reference
     small: Callable[[Any], dict[str, int]]
+    resize: Callable[[Any, Mapping[str, int]], Callable[[int], int]] | None = None
+    variants: Callable[[Any, dict[Node, Any]], list[dict[Node, Any]]] = lambda site, values: [values]
 
 
 MEANINGS: dict[type[Site], Meaning] = {}
 
 
 def meaning(
-    kind: type[Kind], *, small: Callable[[Kind], dict[str, int]] | None = None
+    kind: type[Kind],
+    *,
+    small: Callable[[Kind], dict[str, int]] | None = None,
+    resize: Callable[[Kind, Mapping[str, int]], Callable[[int], int]] | None = None,
+    variants: Callable[[Kind, dict[Node, Any]], list[dict[Node, Any]]] | None = None,
 ) -> Callable[[Reference], Reference]:
     """Register ``compute(site, read)`` as the meaning of ``kind``; ``read(node)`` is the value of one of its inputs.
 
@@ -41,7 +51,9 @@ def meaning(
     """
 
     def register(compute: Reference) -> Reference:
-        MEANINGS[kind] = Meaning(compute, small or (lambda site: {}))
+        MEANINGS[kind] = Meaning(
+            compute, small or (lambda site: {}), resize, variants or (lambda site, values: [values])
+        )
         return compute
 
     return register

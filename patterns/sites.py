@@ -10,6 +10,7 @@ import sympy
 from torch.fx import GraphModule, Node
 
 from .reasons import Reason
+from .routing import Routing
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,75 @@ class FeedForward(Site):
             "joined": [part.name if part else None for part in self.joined],
             "dropout": self.dropout,
             "channels": self.channels,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """One layer of every expert: a single ``weights [experts, out, in]``, or one ``[out, in]`` for each expert.
+
+    ``transposed``: stored as ``[..., in, out]``. ``biases`` are ``[experts, out]`` or one ``[out]`` each, or none.
+    """
+
+    weights: tuple[Node, ...]
+    biases: tuple[Node, ...] = ()
+    transposed: bool = False
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return (*self.weights, *self.biases)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MixtureOfExperts(Site):
+    """``sum over experts e of w_e(x) down_e(act(gate_e(x)) * up_e(x))``, and a shared expert if there is one.
+
+    ``w = routing.weights(router(x), selection_bias)`` is zero for all but ``routing.top_k`` of ``experts``. ``gate``
+    and the halves are as in :class:`FeedForward`; ``activation`` may also name a function of both (``GATED``).
+    ``shared`` is added to the sum, times ``sigmoid(shared_gate(x))`` if that is there. ``flat``: the output has the
+    tokens ``[tokens, features]`` in one axis, whatever axes they have in the input. The fields say what is computed
+    for each token; how tokens are brought to experts (sorted, masked, one by one) is not part of the meaning.
+    """
+
+    kind: ClassVar[str] = "moe"
+    input: Node
+    router: Linear
+    experts: int
+    routing: Routing
+    up: Stack
+    down: Stack
+    activation: str
+    gate: Stack | None = None
+    up_half: int | None = None
+    gate_half: int | None = None
+    interleaved: bool = False
+    selection_bias: Node | None = None
+    shared: FeedForward | None = None
+    shared_gate: Linear | None = None
+    flat: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "input": self.input.name,
+            "router": self.router.id,
+            "experts": self.experts,
+            "top_k": self.routing.top_k,
+            "routing": {
+                "scores": self.routing.scores,
+                "normalised": self.routing.normalised,
+                "scale": self.routing.scale,
+                "groups": self.routing.groups,
+                "top_groups": self.routing.top_groups,
+            },
+            "up": [node.name for node in self.up.nodes],
+            "gate": [node.name for node in self.gate.nodes] if self.gate else None,
+            "down": [node.name for node in self.down.nodes],
+            "activation": self.activation,
+            "halves": [self.up_half, self.gate_half],
+            "interleaved": self.interleaved,
+            "selection_bias": self.selection_bias.name if self.selection_bias else None,
+            "shared": self.shared.id if self.shared else None,
+            "shared_gate": self.shared_gate.id if self.shared_gate else None,
         }
 
 

@@ -1,0 +1,169 @@
+"""Which fields make a mixture of experts out of a region: each possible reading is tried against what it computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from . import proof
+from .activations import ACTIVATIONS, GATED
+from .describe import shape_of
+from .evaluate import concretely
+from .reference import MEANINGS
+from .reference_experts import apply, half_of_hidden, stacked
+from .routing import Routing
+from .sites import Linear, MixtureOfExperts, Stack
+
+Fields = dict[str, Any]
+
+# A router's factor is read off the first sample; everything is then proven on all of them.
+_CLOSE = 1e-8
+
+
+def stacks(nodes: list[Node], layers: list[Linear], experts: int) -> list[tuple[Node, ...]] | None:
+    """The weights of each layer of the experts, in order of first use: one node with all experts, or one for each."""
+    whole: list[tuple[Node, ...]] = [
+        (node,) for node in nodes if len(shape_of(node)) == 3 and shape_of(node)[0] == experts
+    ]
+    if whole:
+        return whole if 2 <= len(whole) <= 3 else None
+    each, rest = divmod(len(layers), experts)
+    if rest or each not in (2, 3):
+        return None
+    kinds = [layers[index::each] for index in range(each)]
+    if any(len({tuple(shape_of(layer.weight)) for layer in kind}) != 1 for kind in kinds):
+        return None
+    return [tuple(layer.weight for layer in kind) for kind in kinds]
+
+
+def readings(
+    found: list[tuple[Node, ...]], nodes: list[Node], layers: list[Linear], experts: int, width: int
+) -> Iterator[Fields]:
+    """Every way to read those weights as up, gate and down, as far as shapes allow."""
+    of = {layer.weight: layer for layer in layers}
+    flat = [node for node in nodes if len(shape_of(node)) == 2 and shape_of(node)[0] == experts and node not in of]
+
+    def stack(weights: tuple[Node, ...], made: int, read: int) -> Iterator[Stack]:
+        *_, first, second = shape_of(weights[0])
+        if weights[0] in of:
+            biases = tuple(of[node].bias for node in weights if of[node].bias is not None)
+            transposed = of[weights[0]].transposed
+            if (first, second) == ((read, made) if transposed else (made, read)):
+                yield Stack(weights, biases, transposed)  # type: ignore[arg-type]
+            return
+        fitting: list[tuple[Node, ...]] = [(node,) for node in flat if shape_of(node)[1] == made] or [()]
+        for biases in fitting:
+            if (first, second) == (made, read):
+                yield Stack(weights, biases)
+            if (first, second) == (read, made):
+                yield Stack(weights, biases, True)
+
+    for order in itertools.permutations(found):
+        *ups, down = order
+        for made in {*shape_of(ups[0][0])[-2:]}:
+            for hidden in {made, made // 2} if len(ups) == 1 else {made}:
+                halves: list[tuple[int | None, int | None, bool]] = [(None, None, False)]
+                if hidden != made:
+                    halves = [(0, 1, False), (1, 0, False), (0, 1, True), (1, 0, True)]
+                for up in stack(ups[-1], made, width):
+                    gates = stack(ups[0], made, width) if len(ups) == 2 else [None if hidden == made else up]
+                    for gate, lower in itertools.product(gates, stack(down, width, hidden)):
+                        for gate_half, up_half, interleaved in halves:
+                            yield {
+                                "up": up,
+                                "gate": gate,
+                                "down": lower,
+                                "gate_half": gate_half,
+                                "up_half": up_half,
+                                "interleaved": interleaved,
+                                "hidden": hidden,
+                            }
+
+
+def routings(top_k: int, grouped: tuple[int, int, int] | None) -> Iterator[Routing]:
+    """Every way to choose ``top_k`` experts; ``grouped`` says how many groups, kept groups and best of each."""
+    for scores, normalised in itertools.product(("softmax", "sigmoid"), (True, False)):
+        plain = Routing(top_k, scores, normalised)
+        if grouped is None:
+            yield plain
+        else:
+            groups, kept, best = grouped
+            yield dataclasses.replace(plain, groups=groups, top_groups=kept, group_best=best)
+
+
+def fitted(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields]) -> MixtureOfExperts | None:
+    """``site`` with the fields among ``ways`` and ``possible`` that reproduce its region; None when none do."""
+    key = f"{proof.structure(site)} {ways}"
+    if key not in _FITTED:
+        _FITTED[key] = _search(site, ways, possible)
+    found = _FITTED[key]
+    if found is None:
+        return None
+    index, activation, routing = found
+    fields = {name: value for name, value in possible[index].items() if name != "hidden"}
+    return dataclasses.replace(site, **fields, activation=activation, routing=routing)
+
+
+# By structure: equal layers are searched once. Which reading, the activation and the routing.
+_FITTED: dict[str, tuple[int, str, Routing] | None] = {}
+
+
+def _search(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields]) -> tuple[int, str, Routing] | None:
+    with concretely():
+        try:
+            values, computed = next(iter(proof.observed(site, proof.sizes_to_try(site)[0])))
+        except Exception:
+            return None  # some operation cannot be run here: not a region that can be proven
+        got = computed[0].reshape(-1, computed[0].shape[-1])
+        chosen = list(_weights(site, ways, values))
+        for index, fields in enumerate(possible):
+            for activation, made in _outputs(site, fields, values):
+                for routing, weights in chosen:
+                    want = torch.einsum("ne,nek->nk", weights, made)
+                    scale = float((got * want).sum() / want.square().sum())
+                    if want.shape == got.shape and _close(got, scale * want):
+                        scale = round(scale, 9) if abs(scale - round(scale, 9)) < 1e-10 else scale
+                        return index, activation, dataclasses.replace(routing, scale=scale)
+    return None
+
+
+def _weights(
+    site: MixtureOfExperts, ways: list[Routing], values: Mapping[Node, Tensor]
+) -> Iterator[tuple[Routing, Tensor]]:
+    x = values[site.input]
+    rows = x.reshape(-1, x.shape[-1])
+    router = MEANINGS[Linear].compute(site.router, {**values, site.router.input: rows}.__getitem__)
+    bias = values[site.selection_bias] if site.selection_bias is not None else None
+    for routing in ways:
+        yield routing, routing.weights(router, bias)
+
+
+def _outputs(site: MixtureOfExperts, fields: Fields, values: Mapping[Node, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """What every expert makes of every token ``[tokens, experts, features]``, for each activation."""
+    x = values[site.input]
+    rows, read = x.reshape(-1, x.shape[-1]), values.__getitem__
+    try:
+        up = half_of_hidden(apply(stacked(fields["up"], read), rows), fields["up_half"], fields["interleaved"])
+        down = stacked(fields["down"], read)
+        if fields["gate"] is None:
+            for name, function in ACTIVATIONS.items():
+                yield name, apply(down, function(up))
+            return
+        gate = apply(stacked(fields["gate"], read), rows)
+        gate = half_of_hidden(gate, fields["gate_half"], fields["interleaved"])
+        for name, function in ACTIVATIONS.items():
+            yield name, apply(down, function(gate) * up)
+        for name, both in GATED.items():
+            yield name, apply(down, both(gate, up))
+    except RuntimeError:
+        return  # shapes that agree at the site's own sizes by accident only
+
+
+def _close(got: Tensor, want: Tensor) -> bool:
+    return bool(((got - want).abs().max() <= _CLOSE * want.abs().max()).item())

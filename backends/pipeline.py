@@ -102,13 +102,16 @@ def _run_passes(
     graph = normal
     regions: list[CachedRegion] = []
     cuts: list[Cut] = []
-    ids = {(site.kind, tuple(node.name for node in site.outputs)): site.id for site in sites}
+    ids = {_key(site): site.id for site in sites}
     fuel = options.fuel
     enabled = options.enabled()
     named = {item.name for item in options.passes if isinstance(item, Pass)}
     for name in ORDER:
         chosen = select(name, enabled.get(name), graph, sites, report)
-        for selection in chosen:
+        for selected in chosen:
+            # An earlier configuration of this pass may have changed the graph: the same sites, as they are now.
+            wanted = {_key(site) for site in selected.targets}
+            selection = dataclasses.replace(selected, targets=[site for site in sites if _key(site) in wanted])
             with stopwatch(name):
                 plan = _plan(selection, graph, sites, report)
                 regions.extend(plan.regions)
@@ -186,9 +189,8 @@ def _again(graph: NormalGraph, options: Options, ids: dict[Any, str], report: Gr
     found = detect(graph)
     found = unproven(found, graph, options.verify)
     for site in found:
-        key = (site.kind, tuple(node.name for node in site.outputs))
-        if key not in ids:
-            ids[key] = f"{site.kind}.{sum(1 for kind, _ in ids if kind == site.kind)}"
+        if _key(site) not in ids:
+            ids[_key(site)] = f"{site.kind}.{sum(1 for kind, _ in ids if kind == site.kind)}"
     return found
 
 
@@ -200,7 +202,12 @@ def _list(report: GraphReport, site: Site, ids: dict[Any, str]) -> None:
 
 
 def _id(ids: dict[Any, str], site: Site) -> str:
-    return ids.get((site.kind, tuple(node.name for node in site.outputs)), site.id)
+    return ids.get(_key(site), site.id)
+
+
+def _key(site: Site) -> tuple[str, tuple[str, ...]]:
+    """What a site is known by from one graph to the next, where its nodes are other ones with the same names."""
+    return site.kind, tuple(node.name for node in site.outputs)
 
 
 def _left_a_trace(

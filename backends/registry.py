@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
@@ -65,12 +65,22 @@ def current_origin() -> Origin:
             origin.wrapper = owner
         if isinstance(owner, OutputGraph):
             origin.code = owner.root_tx.f_code
-            module = owner.local_scope.get("self")
-            if isinstance(module, torch.nn.Module):
+            module = _module_of(owner.local_scope)
+            if module is not None:
                 origin.module = weakref.ref(module)
             break
         frame = frame.f_back  # type: ignore[assignment]
     return origin
+
+
+def _module_of(scope: Mapping[str, Any]) -> torch.nn.Module | None:
+    """The module whose frame has the variables ``scope``.
+
+    Dynamo does not trace the frames of torch's own modules: it wraps their call in a function that closes over it.
+    """
+    owner = scope.get("self", scope.get("fn"))
+    owner = getattr(owner, "__self__", owner)
+    return owner if isinstance(owner, torch.nn.Module) else None
 
 
 def commit(entry: Entry) -> None:
@@ -107,8 +117,13 @@ def entries_of(compiled: Any) -> list[Entry]:
     own = [entry for entry in known if entry.origin.wrapper is wrapper]
     if own:
         return own
-    codes = codes_of(compiled)
-    return [entry for entry in known if entry.origin.wrapper == wrapper and entry.origin.code in codes]
+    codes, original = codes_of(compiled), original_of(compiled)
+
+    def shared(origin: Origin) -> bool:
+        same = origin.module is not None and origin.module() is original
+        return origin.wrapper == wrapper and (same or origin.code in codes)
+
+    return [entry for entry in known if shared(entry.origin)]
 
 
 def original_of(compiled: Any) -> Any:

@@ -59,11 +59,22 @@ def annotate_region(item: Pass | Disable, target: Target) -> Target:
 
 
 def _annotated(function: Callable[..., Any], key: str, name: str) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def inside(*args: Any, **kwargs: Any) -> Any:
-        with annotate({key: name}):
-            return function(*args, **kwargs)
+    inside: Any
+    if getattr(function, "__code__", None) is not None and function.__code__.co_varnames[:1] == ("self",):
+        # Dynamo calls a compiled module by the name of its argument: modules keep their paths only as ``self``.
+        @functools.wraps(function)
+        def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with annotate({key: name}):
+                return function(self, *args, **kwargs)
+    else:
 
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with annotate({key: name}):
+                return function(*args, **kwargs)
+
+    # Dynamo keeps its compiled code, and laconic its reports, by code object: no two regions share one.
+    inside.__code__ = inside.__code__.replace(co_name=f"{inside.__code__.co_name}[{key}]")
     return inside
 
 

@@ -13,7 +13,7 @@ from ..passes.base import Disable, Pass, UserError
 from ..passes.report import GraphReport
 from . import registry
 from .debug import Dump
-from .inductor import compile_graph
+from .inductor import ProcessorProbe, compile_graph
 from .kernels import register as register_kernels
 from .options import Options
 from .pipeline import rewrite
@@ -90,7 +90,9 @@ def _compile(module: GraphModule, inputs: Sequence[Any], options: Options) -> Ca
     number = registry.next_number()
     report = GraphReport(number, len(module.graph.nodes), device=_device(inputs))
     dump = Dump.of(options.debug, number)
+    probe = ProcessorProbe(inputs)
     rewritten = rewrite(module, inputs, options, report, dump)
+    probe.wait()
     graph = rewritten.graph
     report.nodes_after = len((graph.module if graph is not None else module).graph.nodes)
     if graph is None:

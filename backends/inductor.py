@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,31 @@ from .fingerprint import Fingerprint
 from .options import Options
 
 _SLOT = "post_grad_custom_pre_pass"
+
+
+class ProcessorProbe:
+    """Inductor's question which vector instructions this CPU has, asked while we read the graph.
+
+    It compiles and runs small programs for that, which takes seconds in a new cache folder and no time afterwards.
+    """
+
+    def __init__(self, inputs: Sequence[Any]) -> None:
+        self._thread = threading.Thread(target=self._ask, name="laconic-processor-probe", daemon=True)
+        if _on_cpu(inputs) and _compiler() is not None:
+            self._thread.start()
+
+    @staticmethod
+    def _ask() -> None:
+        from torch._inductor import cpu_vec_isa
+
+        # What goes wrong here goes wrong again in Inductor, which then says so.
+        with contextlib.suppress(Exception):
+            cpu_vec_isa.valid_vec_isa_list()
+
+    def wait(self) -> None:
+        """Return when the answer is known; Inductor finds it in its memory."""
+        if self._thread.is_alive():
+            self._thread.join()
 
 
 def compile_graph(module: GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
@@ -56,11 +83,17 @@ def tied_to_weights(options: Options, device: str) -> Reason | None:
 
 def _require_compiler(inputs: Sequence[Any]) -> None:
     """One clear line instead of Inductor's traceback when there is no C++ compiler to lower CPU code with."""
-    on_cpu = all(value.device.type == "cpu" for value in inputs if isinstance(value, torch.Tensor))
-    if not on_cpu:
-        return
+    if _on_cpu(inputs) and _compiler() is None:
+        raise UserError("laconic needs a C++ compiler on CPU: install g++ or clang++, or set CXX to one")
+
+
+def _on_cpu(inputs: Sequence[Any]) -> bool:
+    return all(value.device.type == "cpu" for value in inputs if isinstance(value, torch.Tensor))
+
+
+def _compiler() -> str | None:
+    """The C++ compiler Inductor would call."""
     from torch._inductor import config
 
     names = config.cpp.cxx if isinstance(config.cpp.cxx, list | tuple) else [config.cpp.cxx]
-    if not any(name and shutil.which(name) for name in names):
-        raise UserError("laconic needs a C++ compiler on CPU: install g++ or clang++, or set CXX to one")
+    return next((found for name in names if name and (found := shutil.which(name))), None)

@@ -7,6 +7,7 @@ depends on them comes together, and the region up to there is compared with the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -77,6 +78,14 @@ def _routers(graph: NormalGraph, sites: Sites) -> list[tuple[Linear, list[Node]]
     return [(by_output[output], choices) for output, choices in chosen.items()]
 
 
+def _choices(choices: list[Node], experts: int) -> list[Choice]:
+    """How the choice can be read: as the last one alone, or as experts taken one after the other."""
+    last = _choice(choices, experts)
+    single = {item.args[0] for item in choices if _length(item) == experts and _chosen(item) == 1}
+    successive = [Choice(len(single))] if last == Choice(1) and len(single) > 1 else []
+    return successive + ([last] if last is not None else [])
+
+
 def _choice(choices: list[Node], experts: int) -> Choice | None:
     """How many experts are chosen; and groups of experts, where those are chosen first."""
     *before, last = choices
@@ -119,14 +128,14 @@ def _behind(
 ) -> MixtureOfExperts | None:
     """The mixture of experts that ``router`` chooses for; None when there are no experts behind it. Raises Refused."""
     experts = shape_of(router.output)[-1]
-    choice = _choice(choices, experts) if isinstance(experts, int) and experts > 1 else None
-    if choice is None:
+    possible = _choices(choices, experts) if isinstance(experts, int) and experts > 1 else []
+    if not possible:
         return None
     refused: Refused | None = None
     for tried, output in enumerate(_joins(router, nodes, effects)):
         if tried == _TRIES:
             break
-        for x in chain(router.input):
+        for x, choice in itertools.product(chain(router.input), possible):
             try:
                 site = regions.site(router, x, output, choice, name)
             except Refused as error:

@@ -99,7 +99,8 @@ class Regions:
             **_costs(dimensions, choice.top_k, gated=shape["gate"] is not None, size=element_bytes(output)),
             **description(output, interior, inputs, (output,)),
         )
-        made = fitted(site, list(routings(choice.top_k, choice.grouped)), possible)
+        ways = list(routings(choice.top_k, choice.grouped, _thresholds(interior)))
+        made = fitted(site, ways, possible)
         if made is None:
             raise Refused("not-proven", "what comes together behind the router is no weighted sum of experts", output)
         reason = prove(made, self.graph) or _limited(made)
@@ -270,6 +271,12 @@ def _limited(site: MixtureOfExperts) -> Reason | None:
             if value > (1 if compared else 8) and value not in free and resize(value) == value:
                 return Reason("not-proven", f"{value} may limit how many tokens an expert takes", (node.name,))
     return None
+
+
+def _thresholds(interior: frozenset[Node]) -> list[float]:
+    """Fractions that something is compared with."""
+    compared = [node for node in interior if operation(node) in ("gt", "ge", "lt", "le") and len(node.args) == 2]
+    return sorted({node.args[1] for node in compared if isinstance(node.args[1], float) and 0 < node.args[1] < 1})
 
 
 def _numbers(value: Any) -> list[int]:

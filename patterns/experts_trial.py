@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -86,8 +86,11 @@ def readings(
                             }
 
 
-def routings(top_k: int, grouped: tuple[int, int, int] | None) -> Iterator[Routing]:
-    """Every way to choose ``top_k`` experts; ``grouped`` says how many groups, kept groups and best of each."""
+def routings(top_k: int, grouped: tuple[int, int, int] | None, thresholds: Iterable[float] = ()) -> Iterator[Routing]:
+    """Every way to choose ``top_k`` experts; ``grouped`` says how many groups, kept groups and best of each.
+
+    ``thresholds`` are the numbers that scores may be compared with.
+    """
     for scores, normalised in itertools.product(("softmax", "sigmoid"), (True, False)):
         plain = Routing(top_k, scores, normalised)
         if grouped is None:
@@ -95,6 +98,8 @@ def routings(top_k: int, grouped: tuple[int, int, int] | None) -> Iterator[Routi
         else:
             groups, kept, best = grouped
             yield dataclasses.replace(plain, groups=groups, top_groups=kept, group_best=best)
+    for threshold in thresholds:
+        yield Routing(top_k, "contested", threshold=threshold)
 
 
 def fitted(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields]) -> MixtureOfExperts | None:
@@ -105,16 +110,19 @@ def fitted(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields]) 
     found = _FITTED[key]
     if found is None:
         return None
-    index, activation, routing = found
+    index, activation, routing, scaled = found
     fields = {name: value for name, value in possible[index].items() if name != "hidden"}
-    return dataclasses.replace(site, **fields, activation=activation, routing=routing)
+    return dataclasses.replace(site, **fields, activation=activation, routing=routing, scaled_inputs=scaled)
 
 
-# By structure: equal layers are searched once. Which reading, the activation and the routing.
-_FITTED: dict[str, tuple[int, str, Routing] | None] = {}
+# Which reading, the activation, the routing, and whether the weights multiply what experts read.
+Fit = tuple[int, str, Routing, bool]
+
+# By structure: equal layers are searched once.
+_FITTED: dict[str, Fit | None] = {}
 
 
-def _search(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields]) -> tuple[int, str, Routing] | None:
+def _search(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields]) -> Fit | None:
     with concretely():
         try:
             values, computed = next(iter(proof.observed(site, proof.sizes_to_try(site)[0])))
@@ -122,14 +130,22 @@ def _search(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields])
             return None  # some operation cannot be run here: not a region that can be proven
         got = computed[0].reshape(-1, computed[0].shape[-1])
         chosen = list(_weights(site, ways, values))
+        rows = values[site.input].reshape(-1, values[site.input].shape[-1])
         for index, fields in enumerate(possible):
-            for activation, made in _outputs(site, fields, values):
+            for activation, made in _outputs(fields, rows, values):
                 for routing, weights in chosen:
                     want = torch.einsum("ne,nek->nk", weights, made)
                     scale = float((got * want).sum() / want.square().sum())
                     if want.shape == got.shape and _close(got, scale * want):
                         scale = round(scale, 9) if abs(scale - round(scale, 9)) < 1e-10 else scale
-                        return index, activation, dataclasses.replace(routing, scale=scale)
+                        return index, activation, dataclasses.replace(routing, scale=scale), False
+        for routing, weights in chosen:
+            scaled = weights[..., None] * rows[:, None]
+            for index, fields in enumerate(possible):
+                for activation, made in _outputs(fields, scaled, values):
+                    want = torch.einsum("ne,nek->nk", (weights != 0).to(made.dtype), made)
+                    if want.shape == got.shape and _close(got, want):
+                        return index, activation, routing, True
     return None
 
 
@@ -144,10 +160,12 @@ def _weights(
         yield routing, routing.weights(router, bias)
 
 
-def _outputs(site: MixtureOfExperts, fields: Fields, values: Mapping[Node, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """What every expert makes of every token ``[tokens, experts, features]``, for each activation."""
-    x = values[site.input]
-    rows, read = x.reshape(-1, x.shape[-1]), values.__getitem__
+def _outputs(fields: Fields, rows: Tensor, values: Mapping[Node, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """What every expert makes of every token ``[tokens, experts, features]``, for each activation.
+
+    ``rows`` are the tokens ``[tokens, features]``, or what each expert reads of them ``[tokens, experts, features]``.
+    """
+    read = values.__getitem__
     try:
         up = half_of_hidden(apply(stacked(fields["up"], read), rows), fields["up_half"], fields["interleaved"])
         down = stacked(fields["down"], read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -84,12 +85,15 @@ def _resize(site: MixtureOfExperts, sizes: Mapping[str, int]) -> Callable[[int],
 def _variants(site: MixtureOfExperts, values: dict[Node, Any]) -> list[dict[Node, Any]]:
     """Tokens as they come; all alike, so that they go to the same experts; large ones, which limits would cut.
 
-    And more of them with a weaker bias of the choice, so that every rule of choosing comes to matter.
+    And more of them with a weaker bias of the choice, so that every rule of choosing comes to matter. The router's
+    outputs stay moderate: where scores vanish, a tiny number added to their sum would count.
     """
-    x = values[site.input]
+    x, router = values[site.input], site.router.weight
+    values = {**values, router: values[router] * (2 / math.sqrt(x.shape[-1]))}
     generator = torch.Generator().manual_seed(1)
     alike = x.reshape(-1, x.shape[-1])[:1] + 1e-3 * x
-    made = [values, {**values, site.input: alike.reshape(x.shape)}, {**values, site.input: 4 * x}]
+    large = {**values, site.input: 4 * x, router: values[router] / 4}
+    made = [values, {**values, site.input: alike.reshape(x.shape)}, large]
     for strength in (0.01, 0.1, 0.5):
         other = {**values, site.input: torch.randn(x.shape, generator=generator, dtype=x.dtype)}
         if site.selection_bias is not None:
@@ -108,13 +112,15 @@ def mixture(site: MixtureOfExperts, read: Read) -> Tensor:
     outputs = compute(site.router, {**known, site.router.input: rows}.__getitem__)
     bias = read(site.selection_bias) if site.selection_bias is not None else None
     weights = site.routing.weights(outputs, bias)
-    up = half_of_hidden(apply(stacked(site.up, read), rows), site.up_half, site.interleaved)
+    given = weights[..., None] * rows[:, None] if site.scaled_inputs else rows
+    up = half_of_hidden(apply(stacked(site.up, read), given), site.up_half, site.interleaved)
     if site.gate is None:
         hidden = ACTIVATIONS[site.activation](up)
     else:
-        gate = half_of_hidden(apply(stacked(site.gate, read), rows), site.gate_half, site.interleaved)
+        gate = half_of_hidden(apply(stacked(site.gate, read), given), site.gate_half, site.interleaved)
         hidden = gate_with(site.activation, gate, up)
-    made = torch.einsum("ne,nek->nk", weights, apply(stacked(site.down, read), hidden))
+    summed = (weights != 0).to(x.dtype) if site.scaled_inputs else weights
+    made = torch.einsum("ne,nek->nk", summed, apply(stacked(site.down, read), hidden))
     if site.shared is not None:
         beside = MEANINGS[type(site.shared)].compute(site.shared, {**known, site.shared.input: rows}.__getitem__)
         if site.shared_gate is not None:

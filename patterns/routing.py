@@ -16,7 +16,9 @@ class Routing:
     or the ``sigmoid`` of each (DeepSeek-AI 2024, equation 15). ``normalised``: the chosen weights are divided by their
     sum, which for a softmax is the softmax over the chosen alone. All are multiplied by ``scale``. With ``groups``
     above one only experts of the ``top_groups`` groups with the highest sum of their ``group_best`` best scores may be
-    chosen.
+    chosen. Scores ``contested`` (Liu et al. 2024, "GRIN", section 2.2): experts are chosen one after the other, and the
+    weight of each is its softmax among the experts not yet chosen that are not behind it by more than ``threshold``
+    of the larger magnitude.
     """
 
     top_k: int
@@ -26,12 +28,15 @@ class Routing:
     groups: int = 1
     top_groups: int = 1
     group_best: int = 1
+    threshold: float = 0.0
 
     def weights(self, outputs: Tensor, selection_bias: Tensor | None = None) -> Tensor:
         """Weights ``[..., experts]`` from the router's ``outputs [..., experts]``.
 
         ``selection_bias [experts]`` is added to the scores for the choice only (loss-free balancing, Wang et al. 2024).
         """
+        if self.scores == "contested":
+            return self._contested(outputs) * self.scale
         scores = torch.softmax(outputs, -1) if self.scores == "softmax" else torch.sigmoid(outputs)
         merit = scores if selection_bias is None else scores + selection_bias
         if self.groups > 1:
@@ -44,3 +49,13 @@ class Routing:
         if self.normalised:
             weights = weights / weights.sum(-1, keepdim=True)
         return torch.zeros_like(scores).scatter(-1, chosen, weights * self.scale)
+
+    def _contested(self, outputs: Tensor) -> Tensor:
+        weights, left = torch.zeros_like(outputs), outputs
+        for _ in range(self.top_k):
+            best, chosen = left.max(-1, keepdim=True)
+            behind = (best - outputs) / outputs.abs().maximum(best) > self.threshold
+            among = left.masked_fill(behind, float("-inf")).softmax(-1)
+            weights = weights.scatter(-1, chosen, among.gather(-1, chosen))
+            left = left.scatter(-1, chosen, float("-inf"))
+        return weights

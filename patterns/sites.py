@@ -286,7 +286,8 @@ class MixtureOfExperts(Site):
     ``w = routing.weights(router(x), selection_bias)`` is zero for all but ``routing.top_k`` of ``experts``. ``gate``
     and the halves are as in :class:`FeedForward`; ``activation`` may also name a function of both (``GATED``).
     ``shared`` is added to the sum, times ``sigmoid(shared_gate(x))`` if that is there. ``flat``: the output has the
-    tokens ``[tokens, features]`` in one axis, whatever axes they have in the input. The fields say what is computed
+    tokens ``[tokens, features]`` in one axis, whatever axes they have in the input. ``scaled_inputs``: the weights
+    multiply what the chosen experts read, ``down_e(act(up_e(w_e(x) x)))``. The fields say what is computed
     for each token; how tokens are brought to experts (sorted, masked, one by one) is not part of the meaning.
     """
 
@@ -306,6 +307,7 @@ class MixtureOfExperts(Site):
     shared: FeedForward | None = None
     shared_gate: Linear | None = None
     flat: bool = False
+    scaled_inputs: bool = False
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -327,6 +329,7 @@ class MixtureOfExperts(Site):
             "halves": [self.up_half, self.gate_half],
             "interleaved": self.interleaved,
             "selection_bias": self.selection_bias.name if self.selection_bias else None,
+            "scaled_inputs": self.scaled_inputs,
             "shared": self.shared.id if self.shared else None,
             "shared_gate": self.shared_gate.id if self.shared_gate else None,
         }

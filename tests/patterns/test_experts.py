@@ -69,6 +69,8 @@ def test_routings_are_told_apart() -> None:
     assert (scaled.routing.scores, scaled.routing.normalised, scaled.routing.scale) == ("sigmoid", True, 1.5)
     assert scaled.selection_bias is not None
     assert only_site(zoo.layer(zoo.one_expert, zoo.loop_of_masks), zoo.tokens()).routing.top_k == 1
+    fought = only_site(zoo.layer(zoo.contested, zoo.gathered_bmm), zoo.tokens()).routing
+    assert (fought.scores, fought.top_k, fought.threshold) == ("contested", TOP, 0.5)
 
 
 def test_experts_of_other_forms() -> None:
@@ -80,6 +82,8 @@ def test_experts_of_other_forms() -> None:
     assert three.gate is not None and three.gate.weights != three.up.weights and three.up_half is None
     turned = only_site(zoo.stored_transposed, zoo.tokens())
     assert turned.up.transposed and turned.down.transposed and (turned.gate_half, turned.up_half) == (1, 0)
+    before = only_site(zoo.scaled_inputs, zoo.tokens())
+    assert before.scaled_inputs and before.routing.scores == "sigmoid" and not turned.scaled_inputs
 
 
 def test_shared_experts() -> None:
@@ -112,6 +116,8 @@ CHANGES: dict[str, Any] = {
     "top_k": lambda site: {"routing": dataclasses.replace(site.routing, top_k=1)},
     "scores": lambda site: {"routing": dataclasses.replace(site.routing, scores="softmax")},
     "normalised": lambda site: {"routing": dataclasses.replace(site.routing, normalised=False)},
+    "contested": lambda site: {"routing": dataclasses.replace(site.routing, scores="contested", threshold=0.5)},
+    "scaled inputs": lambda site: {"scaled_inputs": True},
     "scale": lambda site: {"routing": dataclasses.replace(site.routing, scale=1.0)},
     "selection bias": lambda site: {"selection_bias": None},
     "activation": lambda site: {"activation": "gelu"},

@@ -214,14 +214,14 @@ ROWS = (
         "hidream",
         "HiDreamImageTransformer2DModel",
         {"patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2, "num_single_layers": 2}
-        | {"attention_head_dim": 8, "num_attention_heads": 4, "caption_channels": [32, 16], "text_emb_dim": 32}
+        | {"attention_head_dim": 8, "num_attention_heads": 4, "caption_channels": [32, 16], "text_emb_dim": 24}
         | {"num_routed_experts": 4, "num_activated_experts": 2, "axes_dims_rope": (4, 2, 2), "max_resolution": (8, 8)}
         | {"llama_layers": (0, 1, 0, 1), "force_inference_output": True},
         {
             "hidden_states": real(2, 4, 8, 8),
             "encoder_hidden_states_t5": _TEXT,
             "encoder_hidden_states_llama3": real(2, 2, 7, 16),
-            "pooled_embeds": real(2, 32),
+            "pooled_embeds": real(2, 24),
             "timesteps": _STEPS,
         },
     ),

@@ -60,9 +60,6 @@ def normalised_in_place(p: P, x: Tensor) -> tuple[Tensor, Tensor]:
     return values, indices
 
 
-ROUTERS: list[Callable[..., tuple[Tensor, Tensor]]] = [softmax_then_choose, choose_then_softmax, normalised_in_place]
-
-
 def unnormalised(p: P, x: Tensor) -> tuple[Tensor, Tensor]:
     values, indices = F.linear(x, p["router"]).softmax(-1).topk(TOP, dim=-1)
     return values, indices
@@ -78,6 +75,31 @@ def sigmoid_scaled(p: P, x: Tensor) -> tuple[Tensor, Tensor]:
 def one_expert(p: P, x: Tensor) -> tuple[Tensor, Tensor]:
     scores = F.linear(x, p["router"]).softmax(-1)
     return scores.max(dim=-1, keepdim=True).values, scores.argmax(-1, keepdim=True)
+
+
+def one_after_the_other(p: P, x: Tensor) -> tuple[Tensor, Tensor]:
+    scores = F.linear(x, p["router"]).softmax(-1)
+    first, best = scores.max(-1, keepdim=True)
+    second, other = scores.scatter(-1, best, 0.0).max(-1, keepdim=True)
+    values = torch.cat([first, second], -1)
+    return values / values.sum(-1, keepdim=True), torch.cat([best, other], -1)
+
+
+def contested(p: P, x: Tensor) -> tuple[Tensor, Tensor]:
+    scores = F.linear(x, p["router"])
+    left, values, indices = scores, [], []
+    for _ in range(TOP):
+        best, chosen = left.max(-1, keepdim=True)
+        behind = (best - scores) / scores.abs().clamp(min=best) > 0.5
+        values.append(left.masked_fill(behind, float("-inf")).softmax(-1).gather(-1, chosen))
+        indices.append(chosen)
+        left = left.scatter(-1, chosen, float("-inf"))
+    return torch.cat(values, -1), torch.cat(indices, -1)
+
+
+ROUTERS: list[Callable[..., tuple[Tensor, Tensor]]] = [
+    *(softmax_then_choose, choose_then_softmax, normalised_in_place, one_after_the_other),
+]
 
 
 # --- dispatch, for experts down(silu(gate(x)) * up(x)) with gate and up in one stack ---------------------------------
@@ -215,6 +237,14 @@ def stored_transposed(p: P, x: Tensor) -> Tensor:
     up, gate = (x @ p["both_t"]).chunk(2, -1)
     made = (F.silu(gate) * up) @ p["down_t"]
     return x + (made * torch.zeros(N, E).scatter(1, indices, values).t()[..., None]).sum(0)
+
+
+def scaled_inputs(p: P, x: Tensor) -> Tensor:
+    values, indices = F.linear(x, p["router"]).topk(TOP, dim=-1)
+    weights = torch.full((N, E), float("-inf")).scatter(1, indices, values).sigmoid()
+    given = (x.repeat(E, 1) * weights.t().reshape(-1, 1)).view(E, N, K)
+    gate, up = torch.bmm(given, p["both_t"]).chunk(2, -1)
+    return x + torch.bmm(F.silu(gate) * up, p["down_t"]).sum(0)
 
 
 def shared(p: P, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from laconic.patterns.detect import detect
 from laconic.patterns.graph import NormalGraph
 from laconic.patterns.normalize import normalize
 from laconic.patterns.reasons import Reason
-from laconic.patterns.sites import Block, Site
+from laconic.patterns.sites import Block, FeedForward, Site
 
 from .eager import Eager, observe
 from .table import Row, call
@@ -50,15 +50,38 @@ class Result:
         return not (any(self.missing.values()) or self.unproven or self.given_up)
 
 
-def capture(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[NormalGraph], list[Reason]]:
+@dataclass(eq=False)
+class Captured:
+    """A graph, and the tensors it was called with each time: layers of one class share the graph of a broken frame."""
+
+    graph: NormalGraph
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def inside(self, site: Site, call: tuple[Any, ...], owned: Collection[int]) -> bool:
+        """True when all parameters that ``site`` reads in a call are among ``owned`` (by ``id``)."""
+        places = dict(zip(self.graph.placeholders, call, strict=True))
+        held = [places[node] for node in site.inputs if node in places]
+        held = [value for value in held if isinstance(value, nn.Parameter)]
+        return bool(held) and all(id(value) in owned for value in held)
+
+
+def capture(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Captured], list[Reason]]:
     """The normal forms of every graph ``torch.compile`` makes of one call, and why others have none."""
-    graphs: list[NormalGraph] = []
+    graphs: list[Captured] = []
     reasons: list[Reason] = []
 
     def backend(source: torch.fx.GraphModule, given: list[Any]) -> Any:
         graph = normalize(source, given)
-        (graphs if isinstance(graph, NormalGraph) else reasons).append(graph)  # type: ignore[arg-type]
-        return source.forward
+        if not isinstance(graph, NormalGraph):
+            reasons.append(graph)
+            return source.forward
+        graphs.append(captured := Captured(graph))
+
+        def run(*args: Any) -> Any:
+            captured.calls.append(args)
+            return source(*args)
+
+        return run
 
     torch._dynamo.reset()
     with torch.no_grad():
@@ -70,9 +93,11 @@ def measure(row: Row, verify: str = "first") -> Result:
     """Build, run eagerly, capture, detect, prove and compare."""
     module, inputs = row.build()
     result = Result(row, observe(row, module, inputs))
-    graphs, result.given_up = capture(module, inputs)
-    result.graphs = len(graphs)
-    for graph in graphs:
+    captured, result.given_up = capture(module, inputs)
+    result.graphs = len(captured)
+    experts = {id(weight) for path in result.eager.experts for weight in module.get_submodule(path).parameters()}
+    for item in captured:
+        graph = item.graph
         result.nodes += len(graph.module.graph.nodes)
         start = time.perf_counter()
         sites = detect(graph)
@@ -81,7 +106,12 @@ def measure(row: Row, verify: str = "first") -> Result:
         result.refusals += sites.refusals
         reasons = [proof.prove(site, graph, verify) for site in sites]
         result.unproven += [reason for reason in reasons if reason is not None]
-    result.found = Counter(site.kind for site in result.sites if site.kind != "block")
+        # A frame that only runs one expert is a feed-forward layer to itself and a part of a mixture to the model.
+        result.found += Counter(
+            site.kind
+            for site in sites.sites
+            for given in item.calls
+            if not (isinstance(site, FeedForward) and item.inside(site, given, experts))
+        )
     result.blocks = [str(site.module) for site in result.sites if isinstance(site, Block)]
-    result.found["block"] = len(result.blocks)
     return result

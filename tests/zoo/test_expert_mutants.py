@@ -19,6 +19,7 @@ FORMS = [
     zoo.layer(zoo.softmax_then_choose, zoo.dense_einsum),
     zoo.layer(zoo.sigmoid_scaled, zoo.one_hot_dispatch),
     zoo.layer(zoo.normalised_in_place, zoo.sorted_by_expert),
+    zoo.scaled_inputs,
     zoo.plain_with_biases,
     zoo.stored_transposed,
 ]
@@ -33,6 +34,14 @@ def experts(graph: NormalGraph) -> Sites:
 
 @pytest.mark.parametrize("spelling", FORMS, ids=lambda f: f.__name__)
 def test_mutants_are_told_apart(spelling: Any) -> None:
-    tally = judge(parametrised(spelling, zoo.weights(), zoo.tokens()), experts)
+    check(spelling)
+
+
+def test_mutants_of_a_contested_choice_are_told_apart() -> None:
+    check(zoo.layer(zoo.contested, zoo.dense_bmm), step=5)  # many operations: a share of its mutants
+
+
+def check(spelling: Any, step: int = 1) -> None:
+    tally = judge(parametrised(spelling, zoo.weights(), zoo.tokens()), experts, step=step)
     assert not tally.wrong, tally.wrong
     assert tally.changed >= 10

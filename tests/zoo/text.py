@@ -186,7 +186,7 @@ EXPERTS = _rows(
     ("olmoe", "OlmoeForCausalLM", {"num_experts": 4, "num_experts_per_tok": 2}),
     ("gpt-oss", "GptOssForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}),
     ("granitemoe", "GraniteMoeForCausalLM", {"num_local_experts": 4}),
-    ("phimoe", "PhimoeForCausalLM", {"num_local_experts": 4}),
+    ("phimoe", "PhimoeForCausalLM", {"num_local_experts": 4}, _FAST),
     ("llama4", "Llama4ForCausalLM", {"num_local_experts": 4, "intermediate_size_mlp": 96, "attention_chunk_size": 4}),
     (
         "deepseek-v3",
@@ -195,6 +195,7 @@ EXPERTS = _rows(
         | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
         | {"n_routed_experts": 4, "topk_group": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
         | {"num_hidden_layers": 3},
+        _FAST,
     ),
     (
         "dbrx",

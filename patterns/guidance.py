@@ -20,7 +20,7 @@ from .graph import NormalGraph
 from .guidance_exit import Exit, doubled_value, exits, half, weights
 from .guidance_halves import Halves, Mixed
 from .hidden import Refused
-from .nodes import SIZE_READERS, operation
+from .nodes import SIZE_READERS, operation, tensor
 from .reasons import Reason
 from .sites import Attention, Convolution, Guidance, Linear, Site, Sites
 
@@ -38,6 +38,8 @@ def find_guidance(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Re
     refusals: list[Reason] = []
     order = list(graph.module.graph.nodes)
     entries = [(node, source) for node in order if (source := doubled_value(node)) is not None]
+    # A table that is made for each row of the batch (positions, say) is doubled too, but is nothing a sampler moves.
+    entries = [(node, source) for node, source in entries if _moves(graph, source)]
     if not entries:
         return [], []
     effects = Effects(graph.module.graph)
@@ -109,6 +111,13 @@ def _site(
         **description(end.output, interior, inputs, (end.output, *others)),
     )
     return dataclasses.replace(site, conditioning=conditioning_inputs(graph, sites, latent, end.result))
+
+
+def _moves(graph: NormalGraph, node: Node) -> bool:
+    """Whether a value is computed from a tensor that may be another one in every call."""
+    return any(
+        item.op == "placeholder" and not graph.is_static(item) and tensor(item) is not None for item in _ancestors(node)
+    )
 
 
 def _ancestors(node: Node) -> set[Node]:

@@ -1,87 +1,62 @@
-"""Every cache policy on real models: no break, no recompile, exact when off, trajectories apart from each other."""
+"""Every cache policy on real models: no recompile, exact when off, trajectories apart from each other.
+
+Pieces run as they are; ``benchmarks/policy_matrix.py`` has the same rows through Inductor with 50 steps.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import laconic
-from laconic.backends import entry, runner
+from laconic.backends import entry, pipeline, runner
+from laconic.passes.base import PlanContext
+from laconic.passes.cache_levels import regions_at
+from laconic.passes.cache_static import Static
 from laconic.passes.measure import relative_l2
+from laconic.passes.report import GraphReport
 
-from .builders import BUILDERS, Built
+from .policy_rows import ARCHITECTURES, POLICIES, Architecture, Guided, Row
 
 STEPS = 8
 
 
-def ltx(layers: int = 2) -> Built:
-    """A video transformer: the latent comes as tokens of 2 x 3 x 3 patches."""
-    from diffusers import LTXVideoTransformer3DModel
+class Several(laconic.Backend):
+    """Compiles a graph for each row three times, as ``(row, "first" | "fresh" | "off")``; ``chosen`` is what runs.
 
-    torch.manual_seed(0)
-    model = LTXVideoTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        cross_attention_dim=32,
-        num_layers=layers,
-        caption_channels=24,
-    )
-    kwargs = {
-        "hidden_states": torch.randn(2, 18, 4),
-        "encoder_hidden_states": torch.randn(2, 5, 24),
-        "timestep": torch.tensor([3, 7]),
-        "encoder_attention_mask": torch.ones(2, 5, dtype=torch.int64),
-        "num_frames": 2,
-        "height": 3,
-        "width": 3,
-        "return_dict": False,
-    }
-    return model.eval(), (), kwargs
+    Dynamo, the retrace and detection take most of a compile and are the same for all, so they are done once.
+    """
 
+    rows: dict[str, Row]
+    chosen: list[tuple[str, str]]
+    keys: list[tuple[str, str]]
 
-def digits(layers: int = 3) -> Built:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-    from digits_dit import DigitsDiT, Settings, noise_and_labels
+    @classmethod
+    def of(cls, rows: dict[str, Row]) -> Several:
+        backend = cls()
+        for name, value in (("rows", rows), ("chosen", []), ("keys", [])):
+            object.__setattr__(backend, name, value)
+        return backend
 
-    torch.manual_seed(0)
-    model = DigitsDiT(Settings(width=48, depth=layers, heads=4)).eval()
-    for layer in (model.condition, model.head_modulation, model.head):
-        nn.init.normal_(layer.weight, std=0.05)
-    noise, labels = noise_and_labels(2)
-    return model, (noise, torch.full((2,), 0.3), labels), {}
-
-
-MODELS: dict[str, Callable[[], Built]] = {
-    "flux": lambda: BUILDERS["flux"](2),
-    "dit": lambda: BUILDERS["dit"](2),
-    "sd3": lambda: BUILDERS["sd3"](4),
-    "ltx": ltx,
-    "unet": lambda: BUILDERS["unet"](1),
-    "custom": digits,
-}
-
-WHOLE = ("easycache", {"threshold": 0.3, "warmup": 2}, {"threshold": 0})
-POLICIES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "easycache": WHOLE,
-    "taylor-network": ("taylor", {"interval": 2, "repay": 0.5}, {"interval": 1}),
-    "taylor-blocks": ("taylor", {"interval": 3, "level": "blocks"}, {"interval": 1, "level": "blocks"}),
-    "taylor-layers": ("taylor", {"interval": 2, "level": "layers"}, {"interval": 1, "level": "layers"}),
-    "first-block": ("first-block", {"threshold": 0.9, "warmup": 1}, {"threshold": 0}),
-    "delta-dit": ("delta-dit", {"interval": 2, "blocks": 2}, {"interval": 1, "blocks": 2}),
-    "sada": ("sada", {"start": 3, "multistep": 4, "period": 2, "stop": 7}, {"max_interval": 0}),
-    "static": ("static", {"table": [1, 1, 0, 1, 0, 0, 1, 1], "order": 1}, {"table": [1] * STEPS}),
-}
-# A UNet of this size repeats no block, so what needs blocks is refused there.
-NEED_BLOCKS = ("taylor-blocks", "taylor-layers", "first-block", "delta-dit")
-NO_BLOCKS = {("unet", name) for name in NEED_BLOCKS}
+    def __call__(self, module: Any, inputs: Sequence[Any], **kwargs: Any) -> Callable[..., Any]:
+        made: dict[Any, Callable[..., Any]] = {}
+        with pytest.MonkeyPatch.context() as patch:
+            graph = pipeline.normalize(module, inputs)
+            sites = pipeline.detect(graph)
+            patch.setattr(pipeline, "normalize", lambda *_: graph)
+            patch.setattr(pipeline, "detect", lambda *_: sites)
+            layers = regions_at("layers", PlanContext(graph, sites, ()), Static([1], level="layers")).regions
+            for name, row in self.rows.items():
+                for kind in ("first", "fresh", "off"):
+                    passes = row.passes(STEPS, len(layers), identity=kind == "off")
+                    made[name, kind] = laconic.Backend(passes)(module, inputs)
+                    self.keys.append((name, kind))
+        return lambda *args: made[self.chosen[-1]](*args)
 
 
 @pytest.fixture
@@ -100,34 +75,69 @@ def compiled_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     torch._dynamo.reset()
 
 
-def sampler(built: Built) -> tuple[str | int, Tensor]:
-    """Where the latent is among the arguments, and the latent."""
-    _, args, kwargs = built
-    return (0, args[0]) if args else ("hidden_states", kwargs["hidden_states"])
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_every_policy(name: str, guided: bool, compiled_pieces: list[int]) -> None:
+    architecture = ARCHITECTURES[name]()
+    if guided:
+        architecture = architecture.guided()
+    rows = {label: row for label, row in POLICIES.items() if row.guided is guided}
+    backend = Several.of(rows)
+    fast = torch.compile(architecture.model, backend=backend, fullgraph=True)
+    plain = architecture.trajectory(architecture.model, STEPS)
+
+    def run(label: str, kind: str, *seeds: int) -> list[torch.Tensor]:
+        backend.chosen.append((label, kind))
+        ends = []
+        session = laconic.session(fast, steps=STEPS)
+        for seed in seeds:
+            with session:  # the same one again: each block is a trajectory of its own
+                ends.append(architecture.trajectory(fast, STEPS, seed))
+        reused.append(session.summary().reused)
+        return ends
+
+    reused: list[int] = []
+    for label in rows:
+        backend.chosen.append((label, "first"))
+        # Outside a session the pieces run without a policy.
+        exact = architecture.trajectory(fast, STEPS)
+        assert relative_l2(exact, plain) < 1e-5, label
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            together = run(label, "first", 0, 1)
+            compiles = len(compiled_pieces)
+            assert torch.equal(run(label, "first", 0)[0], together[0]), label
+            assert len(compiled_pieces) == compiles, label
+            assert reused[-1] > 0 and 0 < relative_l2(together[0], plain) < (1 if guided else 0.1), label
+            if label == "adaptive-guidance":  # from the second step on
+                assert relative_l2(together[0], unguided_after_the_first(architecture)) < 1e-5
+            # Back to back is as apart from each other.
+            assert torch.equal(run(label, "fresh", 1)[0], together[1]), label
+            assert not torch.equal(*together), label
+            # The identity setting is the pieces without a policy.
+            assert torch.equal(run(label, "off", 0)[0], exact) and reused[-1] == 0, label
+    refused = refusals(fast, backend)
+    assert not refused, refused
 
 
-@torch.no_grad()
-def trajectory(model: Any, built: Built, seed: int = 0) -> Tensor:
-    """A few steps of a sampler that adds a tenth of the output; the time moves with the steps."""
-    _, args, kwargs = built
-    place, x = sampler(built)
-    x = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-    for step in range(STEPS):
-        now = dict(kwargs)
-        rest = list(args[1:])
-        if "timestep" in now:
-            now["timestep"] = now["timestep"] + step
-        elif rest:
-            rest[0] = rest[0] + (0.01 * step * step if rest[0].is_floating_point() else step)
-        if place == 0:
-            out = model(x, *rest, **now)
-        else:
-            now["hidden_states"] = x
-            out = model(**now)
-        y = out if isinstance(out, Tensor) else out[0]
-        y = y[:, : x.shape[1]] if y.shape != x.shape else y
-        x = x + 0.1 * y
-    return x
+def unguided_after_the_first(architecture: Architecture) -> torch.Tensor:
+    """A trajectory whose first step alone is guided; a scale of one is the conditional output."""
+    assert isinstance(architecture.model, Guided)
+    networks = [architecture.model, Guided(architecture.model.network, architecture.model.latent, 1.0)]
+    calls = itertools.count()
+    return architecture.trajectory(lambda **inputs: networks[next(calls) > 0](**inputs), STEPS)
+
+
+def refusals(fast: nn.Module, backend: Several) -> list[Any]:
+    """What any of the caches left alone, where."""
+    graphs: list[GraphReport] = laconic.report(fast).graphs
+    assert len(graphs) == len(backend.keys)
+    found = zip(backend.keys, graphs, strict=True)
+    return [
+        (key, row)
+        for key, graph in found
+        for row in graph.refusals
+        if row.pass_name == "cache" and row.code != "no-session"
+    ]
 
 
 def compile_with(model: nn.Module, policy: str, settings: dict[str, Any]) -> Any:
@@ -135,54 +145,31 @@ def compile_with(model: nn.Module, policy: str, settings: dict[str, Any]) -> Any
     return torch.compile(model, backend="laconic", options=options, fullgraph=True)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
-def test_every_policy(name: str, compiled_pieces: list[int]) -> None:
-    built = MODELS[name]()
-    model = built[0].requires_grad_(False)
-    plain = trajectory(model, built)
-    for label, (policy, settings, identity) in POLICIES.items():
-        if (name, label) in NO_BLOCKS and label != "delta-dit":
-            continue  # one refusal is like the other
-        torch._dynamo.reset()
-        fast = compile_with(model, policy, settings)
-        # Outside a session the pieces run without a policy.
-        exact = trajectory(fast, built)
-        assert relative_l2(exact, plain) < 1e-5, label
-        compiles, ends = len(compiled_pieces), []
-        with torch._dynamo.config.patch(error_on_recompile=True):
-            for seed in (0, 1, 0):
-                with laconic.session(fast, steps=STEPS) as session:
-                    ends.append(trajectory(fast, built, seed))
-        assert len(compiled_pieces) == compiles, label
-        assert torch.equal(ends[0], ends[2]) and not torch.equal(ends[0], ends[1]), label
-        if (name, label) in NO_BLOCKS:
-            codes = {row.code for row in laconic.report(fast).refusals if row.pass_name == "cache"}
-            assert codes == {"no-site"} and torch.equal(ends[0], exact), (label, codes)
-            continue
-        assert session.summary().reused > 0, label
-        assert 0 < relative_l2(ends[0], plain) < 0.1, label
-        if label in ("taylor-blocks", "static"):  # one at each level; the others' are in the policies' own tests
-            torch._dynamo.reset()
-            off = compile_with(model, policy, identity)
-            with laconic.session(off, steps=STEPS):
-                assert torch.equal(trajectory(off, built), exact), label
+def trajectory_with(architecture: Architecture, policy: str, settings: dict[str, Any]) -> tuple[Any, torch.Tensor, int]:
+    """The compiled model, where it ended, and how often something was reused."""
+    torch._dynamo.reset()
+    fast = compile_with(architecture.model, policy, settings)
+    with laconic.session(fast, steps=STEPS) as session:
+        end = architecture.trajectory(fast, STEPS)
+    return fast, end, session.summary().reused
 
 
 def test_forecasts_over_the_models_own_time(compiled_pieces: list[int]) -> None:
-    built = digits()
-    model = built[0].requires_grad_(False)
-    fast = compile_with(model, "taylor", {"interval": 3, "time": "t"})
-    with laconic.session(fast, steps=STEPS) as session:
-        over_time = trajectory(fast, built)
-    assert session.summary().reused > 0
-    torch._dynamo.reset()
-    plain = compile_with(model, "taylor", {"interval": 3})
-    with laconic.session(plain, steps=STEPS):
-        # The time of this trajectory grows ever faster, so steps and times give different lines.
-        assert not torch.equal(trajectory(plain, built), over_time)
-    torch._dynamo.reset()
-    wrong = compile_with(model, "taylor", {"time": "time"})
-    with laconic.session(wrong, steps=STEPS):
-        trajectory(wrong, built)
+    architecture = ARCHITECTURES["custom"]()
+    _, over_time, reused = trajectory_with(architecture, "taylor", {"interval": 3, "time": "t"})
+    assert reused > 0
+    # The time of this trajectory grows ever faster, so steps and times give different lines.
+    assert not torch.equal(trajectory_with(architecture, "taylor", {"interval": 3})[1], over_time)
+    wrong, *_ = trajectory_with(architecture, "taylor", {"time": "time"})
     texts = [row.text for row in laconic.report(wrong).refusals if row.pass_name == "cache"]
     assert texts == ["no tensor argument is named 'time'; there are x, t, label"]
+
+
+def test_a_network_without_repeated_blocks_says_so(compiled_pieces: list[int]) -> None:
+    from .builders import BUILDERS
+
+    architecture = Architecture.of(BUILDERS["unet"](1))
+    plain = architecture.trajectory(architecture.model, STEPS)
+    fast, end, reused = trajectory_with(architecture, "delta-dit", {})
+    codes = {row.code for row in laconic.report(fast).refusals if row.pass_name == "cache"}
+    assert codes == {"no-site"} and reused == 0 and relative_l2(end, plain) < 1e-5

@@ -144,6 +144,18 @@ def test_look_alikes_are_no_guidance(name: str) -> None:
         assert any(reason.code in ("not-proven", "dropout-active") for reason in sites.refusals)
 
 
+def test_a_table_made_for_each_row_of_the_batch_is_no_second_latent() -> None:
+    def step(x: Tensor, text: Tensor, w: Tensor, s: Tensor) -> Tensor:
+        positions = torch.arange(TOKENS * WIDTH, dtype=torch.float32).view(1, TOKENS, WIDTH).repeat(2, 1, 1).sin()
+        y = network(torch.cat([x, x]) + positions.repeat_interleave(BATCH, 0), text, w)
+        return EXITS["chunk"](y, s)
+
+    _, inputs = sampler("cat", "chunk", None)
+    graph, sites = found(step, *inputs)
+    (site,) = sites.of(Guidance)
+    assert site.latent is graph.placeholders[0] and prove_guidance(site, graph) is None
+
+
 def test_a_changed_field_fails_the_proof() -> None:
     graph, sites = found(*(lambda step, inputs: (step, *inputs))(*sampler("cat", "chunk", None)))
     (site,) = sites.of(Guidance)

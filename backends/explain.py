@@ -22,6 +22,7 @@ from .debug import Dump
 from .isolated import Visit, no_memory_of_sizes, visit_graphs
 from .options import Options
 from .pipeline import rewrite
+from .whole_scans import keep_whole
 from .why import Why
 
 
@@ -72,6 +73,7 @@ def explain(
             dynamo_timed("laconic.explain"),
             torch_function_mode_stack_state_mgr,
             no_memory_of_sizes(),
+            keep_whole(),
         ):
             captured = fullgraph_capture(original, args, kwargs or None).backend_input
     except TorchDynamoException as error:
@@ -97,7 +99,7 @@ def _in_parts(
     if not isinstance(original, torch.nn.Module):
         return  # a function cannot be copied, and running it may change what it closes over
     try:
-        with no_memory_of_sizes():
+        with no_memory_of_sizes(), keep_whole():
             visit_graphs(original, args, kwargs, plan)
     except UserError:
         raise

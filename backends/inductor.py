@@ -16,6 +16,7 @@ from ..patterns.reasons import Reason
 from . import providers
 from .fingerprint import Fingerprint
 from .options import Options
+from .whole_scans import spelled_out
 
 _SLOT = "post_grad_custom_pre_pass"
 
@@ -56,6 +57,7 @@ def compile_graph(module: GraphModule, inputs: Sequence[Any], options: Options) 
     from torch._inductor.decomposition import select_decomp_table
 
     _require_compiler(inputs)
+    module = spelled_out(module)
     patches: dict[str, Any] = dict(options.inductor)
     installed = patches.get(_SLOT, getattr(config, _SLOT))
     chosen = providers.chosen(module)

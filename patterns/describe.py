@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import sympy
@@ -19,6 +20,7 @@ _NOT_A_MODULE = re.compile(r"\.(?:__closure__\[\d+\]\.cell_contents|__self__|__f
 _DICTIONARY = re.compile(r"""(?:\.__dict__)?(?:\[['"]_modules['"]\]|\._modules)""")
 _BY_KEY = re.compile(r"""\[['"]?([^'"\]]*)['"]?\]""")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_OWN = str(Path(__file__).parent.parent / "backends")  # what is traced in place of a user's call is no user's code
 
 
 def module_path(node: Node) -> str:
@@ -63,14 +65,16 @@ def source_of(node: Node) -> str:
     """``file:line`` of the innermost user frame that made ``node``; "" when unknown."""
     trace = node.meta.get("stack_trace")
     frames = _FRAME.findall(trace) if isinstance(trace, str) else []
-    return "{}:{}".format(*frames[-1]) if frames else ""
+    return next((f"{file}:{line}" for file, line in reversed(frames) if not file.startswith(_OWN)), "")
 
 
 def source_line(node: Node) -> str:
     """The text of the line :func:`source_of` names, as it was when the model was traced; "" when unknown."""
     trace = node.meta.get("stack_trace")
     lines = trace.rstrip().splitlines() if isinstance(trace, str) else []
-    last = max((index for index, line in enumerate(lines) if _FRAME.search(line)), default=len(lines))
+    frames = ((index, _FRAME.search(line)) for index, line in enumerate(lines))
+    users = (index for index, frame in frames if frame is not None and not frame[1].startswith(_OWN))
+    last = max(users, default=len(lines))
     return lines[last + 1].strip() if last + 1 < len(lines) else ""
 
 

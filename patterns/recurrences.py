@@ -76,11 +76,14 @@ def _obstacle(gate: Gate, states: tuple[Node, ...]) -> Reason:
     return Reason("no-operator", f"{what}, and there is no operator for that yet", names)
 
 
-def whole_sites(graph: NormalGraph) -> Iterator[Recurrence | Reason]:
-    """Higher-order operators (``scan``, ``associative_scan``, ``while_loop``) whose body is a recurrence."""
+def whole_sites(graph: NormalGraph, claimed: Collection[Node] = ()) -> Iterator[Recurrence | Reason]:
+    """Higher-order operators (``scan``, ``associative_scan``, ``while_loop``) whose body is a recurrence.
+
+    Those in ``claimed`` belong to another site.
+    """
     for node in graph.module.graph.nodes:
         kind = _KINDS.get(getattr(node.target, "_name", "")) if node.op == "call_function" else None
-        if kind is not None:
+        if kind is not None and node not in claimed:
             yield kind(graph, node)
 
 

@@ -76,7 +76,7 @@ def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason
             names = (chain[0].state.name, chain[-1].state.name)
             text = f"a carried value of {len(chain)} steps is left as it is: {reason.text}"
             refusals.append(Reason(reason.code, text, names))
-    for whole in whole_sites(graph):
+    for whole in whole_sites(graph, claimed):
         if isinstance(whole, Reason):
             refusals.append(whole)
         else:

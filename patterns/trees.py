@@ -7,6 +7,8 @@ gives what the recurrence gives. No spelling is written down here.
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ from .describe import description
 from .evaluate import concretely
 from .recurrence import operands, recurrence
 from .sites import Scan
-from .trial import Region, agree, subgraph
+from .trial import Region, agree, attribute, subgraph
 
 aten = torch.ops.aten
 
@@ -73,11 +75,16 @@ _MOVEMENT = (
 
 
 def tree_sites(graph: Graph, order: dict[Node, int], claimed: Collection[Node] = ()) -> Iterator[Scan]:
-    """Proven sites of the graph, one for each pair of tensors that is cut along one axis and scanned.
+    """Proven sites of the graph, one for each pair of tensors that is scanned.
 
-    Cuts in ``claimed`` belong to another site and are not looked at.
+    A pair is scanned by an operator that combines two tensors, or by what both are cut into along one axis. Cuts in
+    ``claimed`` belong to another site and are not looked at.
     """
     taken: set[Node] = set()
+    for node in graph.nodes:
+        site = _whole(node, order) if node.op == "call_function" else None
+        if site is not None:
+            yield site
     for first, second, dim in _pairs(graph, claimed):
         if first in taken or second in taken:
             continue
@@ -91,6 +98,27 @@ def tree_sites(graph: Graph, order: dict[Node, int], claimed: Collection[Node] =
                 taken |= {first, second, *site.interior}
                 yield site
                 break
+
+
+def _whole(node: Node, order: dict[Node, int]) -> Scan | None:
+    """The site of an ``associative_scan`` operator over two tensors that combines by sums and products."""
+    if getattr(node.target, "_name", "") != "associative_scan":
+        return None
+    operands: Any = node.args[1]
+    body = attribute(node.args[0])
+    if len(operands) != 2 or node.args[2] or not isinstance(body, GraphModule):
+        return None
+    if not all(part.target in _ARITHMETIC for part in body.graph.nodes if part.op == "call_function"):
+        return None
+    if not isinstance(operands[0].meta["val"].shape[0], int):
+        return None
+    region = {part: None for part in sorted(node.users) if part.target is operator.getitem}
+    for decay, input in (operands, operands[::-1]):
+        with concretely():
+            site = _site(decay, input, 0, region, order)
+        if site is not None:
+            return dataclasses.replace(site, form="associative_scan operator")
+    return None
 
 
 def _pairs(graph: Graph, claimed: Collection[Node]) -> Iterator[tuple[Node, Node, int]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
 
 LARGEST_PROOF = 1 << 27
@@ -47,7 +47,7 @@ class Region:
         sizes = self.sizes if shrunk else {}
         values: dict[Node, Any] = {}
         for node in self.inputs:
-            value = node.meta["val"]
+            value = node.meta["val"] if "val" in node.meta else attribute(node)
             if isinstance(value, Tensor):
                 lengths = [_hint(size) for size in value.shape]
                 shape = [
@@ -55,6 +55,8 @@ class Region:
                     for axis, length in enumerate(lengths)
                 ]
                 values[node] = _drawn(value.dtype, shape, generator, unit=node in unit)
+            elif isinstance(value, GraphModule):
+                values[node] = value  # the body of an operator
             else:
                 values[node] = sizes.get(_hint(value), _hint(value))
         return values
@@ -83,6 +85,16 @@ _SIZED = {
     f"aten.{name}"
     for name in ("view.default", "reshape.default", "expand.default", "new_zeros.default", "new_full.default")
 }
+
+
+def attribute(node: Any) -> Any:
+    """What a ``get_attr`` node reads; None for any other value."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    value: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part, None)
+    return value
 
 
 def subgraph(outputs: Iterable[Node], inputs: Collection[Node]) -> set[Node]:

@@ -54,7 +54,8 @@ def keep_whole() -> Iterator[None]:
 def _for_this_backend() -> bool:
     if getattr(_here, "wanted", False):
         return True
-    compiler = innermost_backend(InstructionTranslator.current_tx().output.compiler_fn)
+    given = InstructionTranslator.current_tx().output.compiler_fn
+    compiler = innermost_backend(given) if given is not None else None
     return isinstance(compiler, torch._TorchCompileWrapper) and registry.is_laconic(compiler)
 
 
@@ -81,8 +82,8 @@ def _sums_and_products_since(count: int, copies: int) -> bool:
     )
 
 
-_SUMS_AND_PRODUCTS = {operator.add, operator.mul, torch.add, torch.mul, torch.multiply, torch.addcmul}
-_SUMS_AND_PRODUCTS |= {"add", "mul", "multiply", "addcmul"}
+_METHODS = ("add", "mul", "multiply", "addcmul")
+_SUMS_AND_PRODUCTS: set[Any] = {operator.add, operator.mul, *_METHODS, *(getattr(torch, name) for name in _METHODS)}
 
 
 def _traced(
@@ -147,7 +148,10 @@ def spelled_out(module: GraphModule) -> GraphModule:
 
 def is_left(node: Node) -> bool:
     """An associative scan that Inductor cannot compile."""
-    return node.op == "call_function" and node.target is _operator and _value(node.args[1][0]).device.type == "cpu"
+    if node.op != "call_function" or node.target is not _operator:
+        return False
+    elements: Any = node.args[1]
+    return bool(_value(elements[0]).device.type == "cpu")
 
 
 def _value(node: Any) -> Any:
@@ -156,7 +160,8 @@ def _value(node: Any) -> Any:
 
 
 def _spell_out(module: GraphModule, node: Node) -> None:
-    body, elements, additional = node.args
+    arguments: Any = node.args
+    body, elements, additional = arguments
     combine = module.get_submodule(str(body.target))
     number = len(elements)
 
@@ -173,9 +178,10 @@ def _spell_out(module: GraphModule, node: Node) -> None:
         traced = make_fx(tree, tracing_mode="real")(*values)
     places = dict(zip(traced.graph.find_nodes(op="placeholder"), operands, strict=True))
     with module.graph.inserting_before(node):
-        results = module.graph.graph_copy(traced.graph, places)
+        results: Any = module.graph.graph_copy(traced.graph, places)
     for user in list(node.users):
-        user.replace_all_uses_with(results[user.args[1]])
+        position: Any = user.args[1]
+        user.replace_all_uses_with(results[position])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
 

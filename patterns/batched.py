@@ -111,6 +111,8 @@ def _ended(value: Tensor, first: Tensor | None, last: Tensor | None) -> Tensor:
 # Elementwise in effect, though not tagged so.
 _LIKE_POINTWISE = {
     aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
     aten.clone.default,
     aten.contiguous.default,
     aten.detach.default,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from . import batched
+from .joins import buffer_of
 from .lift import MAXIMUM_DEPTH, flatten, names, piece_of, same
 from .reasons import Reason
 
@@ -196,7 +197,10 @@ def _merged(
         # Else values of many steps meet: the result is a value of none of them.
     if len(merged) > _KEPT_LABELS:
         merged = {number: merged[number] for number in sorted(merged)[-_KEPT_LABELS:]}
+    buffer = buffer_of(node)
     for operand in operands:
+        if operand is buffer:
+            continue  # writing beside what earlier steps wrote is not reading it
         for number, position in labels[operand].items():
             latest = merged.get(number, position)
             if latest == position + 1:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from .nodes import cast_of
+
 aten = torch.ops.aten
 
 MINIMUM_STEPS = 3
@@ -39,10 +41,8 @@ def unwrap(node: Any) -> tuple[Any, tuple[Node, ...]]:
 def _is_same_value(node: Node) -> bool:
     if node.target in (aten.clone.default, aten.contiguous.default, aten.alias.default):
         return True
-    source = node.args[0] if node.args else None
-    if node.target is not aten.to.dtype or not isinstance(source, Node):
-        return False
-    return bool(source.meta["val"].dtype == node.meta["val"].dtype)
+    cast = cast_of(node)
+    return cast is not None and cast[0] == cast[1]
 
 
 def find_chains(graph: Graph) -> list[list[Step]]:

@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from . import batched
 from .describe import description, fingerprint
 from .evaluate import concretely
-from .nodes import CONTRACTIONS, operation, tensor
+from .nodes import CONTRACTIONS, MOVEMENTS, operation, tensor
 from .probing import MAXIMUM_RANK, Influence, Probe, canonical, gated
 from .reasons import Reason
 from .recurrence import operands as aligned_operands
@@ -47,6 +47,8 @@ _PREPARATIONS = frozenset(
     }
 )
 """What may stand between a decay and its cumulative product."""
+_MOVES = MOVEMENTS | {"select", "slice", "expand", "narrow"}
+_LONGEST_MOVE = 8
 LARGEST_REGION = 400
 _CANDIDATES = 12
 _OPERANDS = 6
@@ -123,7 +125,10 @@ def _first_site(
 
 
 def _inputs(decay: Node, interior: set[Node], constants: Collection[Node]) -> tuple[Node, ...]:
-    """What the region reads, the decay first. Scores that only it reads are made in it: they go into ``interior``."""
+    """What the region reads, the decay first. Scores that only it reads are made in it: they go into ``interior``.
+
+    Of a tensor read in several arrangements or pieces, what these are arrangements of is read.
+    """
     scores = {
         read
         for node in interior
@@ -133,7 +138,32 @@ def _inputs(decay: Node, interior: set[Node], constants: Collection[Node]) -> tu
     interior |= scores
     reads = [read for node in sorted(interior) for read in node.all_input_nodes]
     others = dict.fromkeys(node for node in reads if node not in interior and node is not decay)
-    return (decay, *(node for node in others if node not in constants))
+    return (decay, *_merged([node for node in others if node not in constants], interior))
+
+
+def _merged(reads: Sequence[Node], interior: set[Node]) -> list[Node]:
+    """``reads`` with those that are moved from one tensor replaced by it; the movements go into ``interior``."""
+    chains = [_moved(node) for node in reads]
+    sharing: dict[Node, list[list[Node]]] = {}
+    for chain in chains:
+        sharing.setdefault(chain[-1], []).append(chain)
+    merged: dict[Node, None] = {}
+    for chain in chains:
+        alike = sharing[chain[-1]]
+        shared = set(chain).intersection(*alike)
+        place = next(index for index, node in enumerate(chain) if node in shared)
+        interior.update(chain[:place])
+        merged[chain[place]] = None
+    return list(merged)
+
+
+def _moved(node: Node) -> list[Node]:
+    """``node`` and what it was moved or cut from, the oldest last."""
+    chain = [node]
+    while len(chain) < _LONGEST_MOVE and operation(node) in _MOVES and tensor(node.args[0]) is not None:
+        node = node.args[0]  # type: ignore[assignment]
+        chain.append(node)
+    return chain
 
 
 def _is_operand(node: Node) -> bool:

@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 from . import batched
 from .chains import Step, alternatives
 from .describe import description
+from .joins import Join, find_joins
 from .lift import Lifter, Value, piece_of
 from .reasons import Reason
 from .recurrence import operands, recurrence
@@ -20,7 +21,6 @@ from .sites import Scan
 
 aten = torch.ops.aten
 
-_JOINS = (aten.stack.default, aten.cat.default)
 _ZEROS = {aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default}
 
 
@@ -36,16 +36,17 @@ class Influence:
         self.order = {node: index for index, node in enumerate(graph.nodes)}
         self._masks: dict[Node, int] = {}
         per_step: dict[Node, int] = {}
-        self.joins: dict[int, list[Node]] = {}
+        self.joins: dict[int, list[Join]] = {}
+        joins = find_joins(graph)
         for node in graph.nodes:
             mask = step_mask = own.get(node, 0)
             for operand in node.all_input_nodes:
                 mask |= self._masks[operand]
                 step_mask |= per_step[operand]
-            if step_mask and node.target in _JOINS and len(node.args[0]) > 1:
+            if step_mask and node in joins:
                 # Where values of many steps meet: they are no longer values of one step.
                 for index in _bits(step_mask):
-                    self.joins.setdefault(index, []).append(node)
+                    self.joins.setdefault(index, []).append(joins[node])
                 step_mask = 0
             self._masks[node], per_step[node] = mask, step_mask
 
@@ -147,8 +148,9 @@ class _Builder:
             if isinstance(result, Reason):
                 refused.append(result)
             else:
-                outputs.append(join)
+                outputs.append(join.node)
                 results.append(result)
+                interior.update(join.passed)
         interior |= lifter.visited | set(outputs)
         for state, position in self._still_read(interior, set(outputs)):
             outputs.append(state)
@@ -180,10 +182,9 @@ class _Builder:
             **description(anchor, frozenset(interior), inputs, outputs),
         )
 
-    def _join(self, lifter: Lifter, join: Node) -> Node | Reason:
-        """A stack or cat of values of all steps, as a value of the program."""
-        elements: list[Node] = list(join.args[0])  # type: ignore[arg-type]
-        dim: Any = join.args[1] if len(join.args) > 1 else join.kwargs.get("dim", 0)
+    def _join(self, lifter: Lifter, join: Join) -> Node | Reason:
+        """Values of all steps side by side, as a value of the program."""
+        elements = list(join.elements)
         ends: dict[str, Node] = {}
         if len(elements) > 2 and not self.influence.depends(elements[0], self.index):
             ends["first"] = elements.pop(0)
@@ -193,12 +194,12 @@ class _Builder:
         if isinstance(value, Reason):
             return value
         if not value.lifted:
-            return Reason("not-proven", "the joined values are one value", (join.name,))
+            return Reason("not-proven", "the joined values are one value", (join.node.name,))
         if any(element.meta["val"].shape != elements[0].meta["val"].shape for element in elements):
-            return Reason("unsupported-shape", "the joined values differ in shape", (join.name,))
+            return Reason("unsupported-shape", "the joined values differ in shape", (join.node.name,))
         rest = {name: lifter.placeholder(node) for name, node in ends.items()}
-        function: Callable[..., Any] = batched.stack if join.target is aten.stack.default else batched.concatenate
-        return lifter.call(function, value.node, dim, **rest)
+        function: Callable[..., Any] = batched.stack if join.stacked else batched.concatenate
+        return lifter.call(function, value.node, join.dim, **rest)
 
     def _still_read(self, interior: set[Node], replaced: set[Node]) -> list[tuple[Node, int]]:
         """The states that something outside reads, with their positions in time."""

@@ -7,52 +7,28 @@ their producers, walked in lockstep over all steps, are one computation. Linear 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from . import batched
 from .joins import buffer_of
-from .lift import MAXIMUM_DEPTH, flatten, names, piece_of, same
+from .lift import MAXIMUM_DEPTH, names
+from .lockstep import Loop, Nothing, Steps, lockstep
+from .nodes import operation
+from .pieces import part_of
 from .reasons import Reason
-
-aten = torch.ops.aten
 
 SHORTEST_LOOP = 3
 """Elements that must be read one after the other before it is called a loop."""
 SHORTEST_REFUSAL = 8
 """A shorter run that is no loop is ordinary arithmetic, not worth a line in the report."""
+_LARGEST_STEP = 4096
+"""Nodes among which the states after the last step are looked for."""
 _KEPT_LABELS = 12
 """Loops a node is remembered to depend on; older ones are over."""
-_CANDIDATES = 8
-
-Steps = tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Loop:
-    """``states[k][t]`` is carried value ``k`` after step ``t``, computed from ``initial`` and what the steps read.
-
-    ``pieces`` are the elements read in each step, ``constants`` what every step reads; ``interior`` everything computed
-    on the way from one state to the next, in all steps.
-    """
-
-    states: tuple[Steps, ...]
-    initial: tuple[Node, ...]
-    pieces: tuple[Steps, ...]
-    constants: tuple[Node, ...]
-    interior: frozenset[Node]
-
-    @property
-    def length(self) -> int:
-        return len(self.states[0])
-
-    def reading(self, step: int) -> tuple[Node, ...]:
-        """Everything that ``step`` (not the first) computes its states from: the last states come first."""
-        return (*(state[step - 1] for state in self.states), *(piece[step] for piece in self.pieces), *self.constants)
 
 
 @dataclass(frozen=True)
@@ -94,7 +70,7 @@ def find_loops(
         if states & accepted or states & blocked:
             continue
         if isinstance(outcome, Loop):
-            sources = [piece.source for steps in outcome.pieces if (piece := piece_of(steps[-1])) is not None]
+            sources = [piece.source for steps in outcome.pieces if (piece := part_of(steps[-1])) is not None]
             if not sources or all(is_parameter(source) for source in sources):
                 continue  # steps that read nothing but their own weights are layers
             accepted |= outcome.interior
@@ -103,7 +79,7 @@ def find_loops(
                 yield Refused(outcome.interior, Reason("higher-order", text, names(rows[0])))
             else:
                 yield outcome
-        elif length >= SHORTEST_REFUSAL and not isinstance(outcome, _Nothing):
+        elif length >= SHORTEST_REFUSAL and not isinstance(outcome, Nothing):
             # Seen through another tensor the same loop may be cut one operation further on.
             states = states.union(*(state.users for state in states), *(state.all_input_nodes for state in states))
             waiting |= states
@@ -122,10 +98,6 @@ def _preference(outcome: Loop | Reason) -> tuple[int, ...]:
     return (1, int(outcome.code == "irregular-steps"), 0)
 
 
-class _Nothing(Reason):
-    """Not even a near miss."""
-
-
 def _groups(graph: Graph, order: dict[Node, int], claimed: Collection[Node]) -> list[list[list[tuple[Node, Node]]]]:
     """Runs of consecutive elements of one tensor along one axis: for each step the readings ``(piece, reader)`` of it.
 
@@ -133,9 +105,9 @@ def _groups(graph: Graph, order: dict[Node, int], claimed: Collection[Node]) -> 
     """
     readings: dict[object, list[tuple[int, int, Node, Node]]] = {}
     for node in graph.nodes:
-        piece = piece_of(node)
+        piece = part_of(node)
         if piece is not None and node not in claimed:
-            key = (piece.source, piece.dim)
+            key = (piece.source, piece.dim, piece.width)
             readings.setdefault(key, []).extend((order[user], piece.index, node, user) for user in node.users)
     groups = []
     for found in readings.values():
@@ -192,7 +164,7 @@ def _merged(
             seen.setdefault(number, set()).add(position)
     merged: dict[int, int] = {}
     for number, positions in seen.items():
-        if len(positions) <= 2 or len(operands) <= 3:
+        if len(positions) <= 2 or (len(operands) <= 3 and operation(node) not in ("cat", "stack")):
             merged[number] = max(positions)
         # Else values of many steps meet: the result is a value of none of them.
     if len(merged) > _KEPT_LABELS:
@@ -236,7 +208,7 @@ def _ancestors(node: Node, number: int, labels: dict[Node, dict[int, int]], most
     found: list[Node] = []
     while len(found) < most:
         read = [item for item in node.all_input_nodes if number in labels[item]]
-        if len(read) != 1 or labels[node] is not labels[read[0]] or any(map(piece_of, node.all_input_nodes)):
+        if len(read) != 1 or labels[node][number] != labels[read[0]][number] or any(map(part_of, node.all_input_nodes)):
             break
         (node,) = read
         found.append(node)
@@ -292,137 +264,59 @@ def _loop(
     def independent(node: Node) -> bool:
         return number not in labels[node]
 
-    first: Loop | Reason = _Walk(states, independent).run()
+    first: Loop | Reason = lockstep(states, independent)
     if not isinstance(first, Loop) and len(rows) > 2:
-        # A first step may be written in another way than the rest: it starts from no state at all.
-        again = _Walk([column[1:] for column in states], independent).run()
-        first = again if isinstance(again, Loop) or first.code == "irregular-steps" else first
+        # The first step may be written in another way than the rest: it starts from no state at all. The last one too:
+        # it may be the rest of what is cut into chunks.
+        for part in (slice(1, None), slice(None, -1)):
+            again = lockstep([column[part] for column in states], independent)
+            if isinstance(again, Loop) or (first.code == "irregular-steps" and part.start):
+                first = again
+            if isinstance(again, Loop):
+                break
     if not isinstance(first, Loop):
         return first
     # The state after the last step is read by no further step, so it was not seen to be carried.
-    final = [_next(column, states, number, length - 1, labels, independent, order) for column in first.states]
-    if all(node is not None for node in final):
-        longer = [(*column, node) for column, node in zip(first.states, final, strict=True) if node is not None]
-        again = _Walk(longer, independent).run()
+    final = _after(first.states, number, length - 1, labels, order)
+    if final is not None:
+        longer = [(*column, node) for column, node in zip(first.states, final, strict=True)]
+        again = lockstep(longer, independent)
         first = again if isinstance(again, Loop) else first
     return first
 
 
-def _next(
-    column: Steps,
-    states: Sequence[Steps],
-    number: int,
-    position: int,
-    labels: dict[Node, dict[int, int]],
-    independent: Callable[[Node], bool],
-    order: dict[Node, int],
-) -> Node | None:
-    """The value that is to the last state of ``column`` what that is to the one before."""
-    reached = dict.fromkeys(user for other in states for user in other[-1].users)
-    wanted, tried = _signature(column[-1]), 0
-    todo = sorted(reached, key=order.__getitem__)
+def _after(
+    states: Sequence[Steps], number: int, position: int, labels: dict[Node, dict[int, int]], order: dict[Node, int]
+) -> list[Node] | None:
+    """What the step at ``position`` makes of the last ``states``, as these were made of the ones before them.
+
+    The steps compute the same things in the same order, so a state is as many-th of its kind in one step as in another.
+    """
+    before = _reached([column[-2] for column in states], number, position - 1, labels, order)
+    after = _reached([column[-1] for column in states], number, position, labels, order)
+    found = []
+    for column in states:
+        alike, new = before.get(_signature(column[-1]), []), after.get(_signature(column[-1]), [])
+        place = alike.index(column[-1]) if column[-1] in alike else len(new)
+        if place >= len(new):
+            return None
+        found.append(new[place])
+    return found
+
+
+def _reached(
+    states: Sequence[Node], number: int, position: int, labels: dict[Node, dict[int, int]], order: dict[Node, int]
+) -> dict[object, list[Node]]:
+    """What is computed from ``states`` within one step, by kind, in graph order."""
+    todo = deque(dict.fromkeys(user for state in states for user in state.users))
     seen = set(todo)
-    while todo and tried < 4096:
-        node = todo.pop(0)
-        tried += 1
-        if _signature(node) == wanted and labels[node].get(number) == position:
-            return node
-        for user in node.users:
-            if user not in seen and labels[user].get(number) == position:
-                seen.add(user)
-                todo.append(user)
-    return None
-
-
-class _Walk:
-    """The producers of the states of all steps, in lockstep, down to the states before and what the steps read."""
-
-    def __init__(self, states: Sequence[Steps], independent: Callable[[Node], bool]) -> None:
-        self.states = states
-        self.independent = independent
-        self.previous = {state[:-1]: index for index, state in enumerate(states)}
-        self.initial: dict[int, Node] = {}
-        self.pieces: dict[Steps, None] = {}
-        self.constants: dict[Node, None] = {}
-        self.interior: set[Node] = set()
-
-    def run(self) -> Loop | Reason:
-        todo = list(self.states)
-        seen = set(todo)
-        roots = set(todo)
-        while todo:
-            steps = todo.pop()
-            if steps not in roots or steps[0] is steps[-1]:
-                leaf = self._leaf(steps)
-                if isinstance(leaf, Reason):
-                    return leaf
-                if leaf:
-                    continue
-            operands = self._operands(steps)
-            if isinstance(operands, Reason):
-                return operands
-            self.interior.update(steps)
-            for operand in operands:
-                if operand not in seen:
-                    seen.add(operand)
-                    todo.append(operand)
-        if len(self.initial) != len(self.states):
-            return _Nothing("irregular-steps", "a value is handed on but never read", names(self.states[0]))
-        return Loop(
-            tuple(self.states),
-            tuple(self.initial[index] for index in range(len(self.states))),
-            tuple(self.pieces),
-            tuple(self.constants),
-            frozenset(self.interior),
-        )
-
-    def _leaf(self, steps: Steps) -> bool | Reason:
-        index = self.previous.get(steps[1:])
-        if index is not None and steps[0] is not steps[1]:
-            if self.initial.setdefault(index, steps[0]) is not steps[0]:
-                return Reason("irregular-steps", "the first step starts from two values", names(steps))
-            return True
-        if all(node is steps[0] for node in steps):
-            if not self.independent(steps[0]):
-                return Reason("irregular-steps", f"every step reads {steps[0].name}, a value of the loop", names(steps))
-            self.constants[steps[0]] = None
-            return True
-        if all(node.op == "get_attr" and node.target == steps[0].target for node in steps):
-            self.constants[steps[0]] = None
-            return True
-        pieces = [piece_of(node) for node in steps]
-        head = pieces[0]
-        if head is None or any(
-            piece is None or piece.source is not head.source or piece.dim != head.dim for piece in pieces
-        ):
-            return False
-        indices = [piece.index for piece in pieces if piece is not None]
-        stride = indices[1] - indices[0]
-        if abs(stride) != 1 or any(b - a != stride for a, b in zip(indices, indices[1:], strict=False)):
-            return Reason("irregular-steps", f"the steps do not read {head.source.name} in time order", names(steps))
-        if not self.independent(head.source):
-            return False
-        self.pieces[steps] = None
-        self.interior.update(steps)
-        return True
-
-    def _operands(self, steps: Steps) -> list[Steps] | Reason:
-        first = steps[0]
-        if any(
-            node.op != "call_function" or node.target is not first.target or len(node.args) != len(first.args)
-            for node in steps
-        ):
-            return Reason("irregular-steps", "the steps are not the same computation", names(steps))
-        if not batched.is_repeatable(first.target):
-            return Reason("unsupported-op", f"{first.target} may differ from step to step", names(steps))
-        rows = [flatten(node) for node in steps]
-        if any(len(row) != len(rows[0]) for row in rows):
-            return Reason("irregular-steps", "the steps are not the same computation", names(steps))
-        operands: list[Steps] = []
-        for column in zip(*rows, strict=True):
-            nodes = [item for item in column if isinstance(item, Node)]
-            if len(nodes) == len(column):
-                operands.append(tuple(nodes))
-            elif nodes or any(not same(item, column[0]) for item in column):
-                return Reason("irregular-steps", "one step has another constant than the rest", names(steps))
-        return operands
+    found: dict[object, list[Node]] = {}
+    while todo and len(seen) < _LARGEST_STEP:
+        node = todo.popleft()
+        label = labels[node].get(number)
+        if label == position:
+            found.setdefault(_signature(node), []).append(node)
+        if label in (position - 1, position):
+            todo.extend(user for user in node.users if user not in seen)
+            seen.update(node.users)
+    return {kind: sorted(nodes, key=order.__getitem__) for kind, nodes in found.items()}

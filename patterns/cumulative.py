@@ -55,6 +55,9 @@ _OPERANDS = 6
 _STRONGEST = 0.1
 """Logarithms of decays tried lie between minus this and 0: their products neither vanish nor grow."""
 
+_WEAKER = 0.5
+"""The other operands are made smaller by this, so that a state from which keys are erased does not grow either."""
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -215,6 +218,8 @@ def _roles(inputs: Sequence[Node], output: Node, order: dict[Node, int]) -> Role
         for logarithm in (True, False):
             try:
                 values = region.samples(generator, shrunk=shrunk)
+                for node in inputs[1:]:
+                    values[node] = values[node] * _WEAKER
                 values[inputs[0]] = _decays(values[inputs[0]].shape, generator, logarithm=logarithm)
                 probe = Probe(region, output, values, shrunk=shrunk)
                 ran = True

@@ -16,7 +16,7 @@ _SCATTERS = (aten.select_scatter.default, aten.slice_scatter.default)
 
 @dataclass(frozen=True)
 class Join:
-    """``node`` holds ``elements`` side by side along ``dim``; ``stacked``: along an axis of its own (else each has one).
+    """``node`` holds ``elements`` side by side along ``dim``; ``stacked``: along a new axis (else each has it).
 
     ``passed`` are the partly filled buffers on the way.
     """

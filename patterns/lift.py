@@ -7,7 +7,6 @@ operator to lifted operands, the operator is applied once with a leading time ax
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 
 from . import batched
+from .pieces import Piece, piece_of
 from .reasons import Reason
 
 aten = torch.ops.aten
@@ -34,16 +34,6 @@ class Value:
     node: Node
     lifted: bool
     rank: int | None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One step's part of a tensor: ``source`` at ``index`` along ``dim``, with or without that axis kept."""
-
-    source: Node
-    dim: int
-    index: int
-    keep: bool
 
 
 class Lifter:
@@ -236,43 +226,3 @@ def _stride(indices: Sequence[int]) -> int | None:
     if stride == 0 or any(b - a != stride for a, b in zip(indices, indices[1:], strict=False)):
         return None
     return stride
-
-
-def piece_of(node: Node) -> Piece | None:
-    """``node`` as one element of another tensor along one axis, if it is spelled so."""
-    if node.op != "call_function":
-        return None
-    if node.target is aten.select.int:
-        return _checked(node.args[0], node.args[1], node.args[2], keep=False)
-    if node.target is aten.slice.Tensor:
-        source, axis, start, end, step = (*node.args, *(None,) * (5 - len(node.args)))[:5]
-        if step in (None, 1) and isinstance(start, int) and isinstance(end, int) and end - start == 1:
-            return _checked(source, axis or 0, start, keep=True)
-        return None
-    if node.target is operator.getitem and isinstance(node.args[0], Node) and isinstance(node.args[1], int):
-        parts, index = node.args[0], node.args[1]
-        if parts.target is aten.unbind.int:
-            return _checked(parts.args[0], parts.args[1] if len(parts.args) > 1 else 0, index, keep=False)
-        if parts.target in (aten.split.Tensor, aten.chunk.default, aten.split_with_sizes.default):
-            dim: Any = parts.args[2] if len(parts.args) > 2 else parts.kwargs.get("dim", 0)
-            if all(_size(part, int(dim)) == 1 for part in parts.meta["val"]):
-                return _checked(parts.args[0], dim, index, keep=True)
-    return None
-
-
-def _size(value: Tensor, dim: int) -> Any:
-    return value.shape[dim]
-
-
-def _checked(source: Any, dim: Any, index: Any, *, keep: bool) -> Piece | None:
-    if not isinstance(source, Node) or not isinstance(dim, int) or not isinstance(index, int):
-        return None
-    value = source.meta.get("val")
-    if not isinstance(value, Tensor):
-        return None
-    dim %= value.dim()
-    size = value.shape[dim]
-    if not isinstance(size, int):
-        return None
-    index = index + size if index < 0 else index
-    return Piece(source, dim, index, keep) if 0 <= index < size else None

@@ -14,7 +14,8 @@ from . import batched
 from .chains import Step, alternatives
 from .describe import description
 from .joins import Join, find_joins
-from .lift import Lifter, Value, piece_of
+from .lift import Lifter, Value
+from .pieces import piece_of
 from .reasons import Reason
 from .recurrence import operands, recurrence
 from .sites import Scan
@@ -152,7 +153,8 @@ class _Builder:
                 results.append(result)
                 interior.update(join.passed)
         interior |= lifter.visited | set(outputs)
-        for state, position in self._still_read(interior, set(outputs)):
+        alone = self._still_read(interior, set(outputs))
+        for state, position in alone:
             outputs.append(state)
             results.append(lifter.call(aten.select.int, states.node, 0, position))
         if not outputs:
@@ -169,7 +171,7 @@ class _Builder:
         decay, input = (_shown(getattr(self.steps[0], name)) for name in ("decay", "input"))
         return Scan(
             id="",
-            form="loop" if len(outputs) == 1 and not refused else "loop, states read one by one",
+            form="loop" if len(alone) <= 1 and not refused else "loop, states read one by one",
             decay=decay or anchor,
             input=input or anchor,
             initial=self.steps[0].previous if self._has_initial() else None,

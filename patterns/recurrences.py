@@ -13,7 +13,7 @@ from .carried import Loop, Refused, find_loops
 from .describe import description, outside_inputs, size_hint
 from .gates import Gate, gate_of
 from .graph import NormalGraph
-from .lift import piece_of
+from .pieces import part_of
 from .reasons import Reason
 from .sites import Recurrence
 
@@ -34,10 +34,11 @@ def unrolled_sites(
             yield loop
             continue
         outcome = _unrolled(loop, order, known)
-        yield Refused(loop.interior, outcome) if isinstance(outcome, Reason) else outcome
+        if outcome is not None:
+            yield Refused(loop.interior, outcome) if isinstance(outcome, Reason) else outcome
 
 
-def _unrolled(loop: Loop, order: dict[Node, int], known: dict[object, Gate | Reason]) -> Recurrence | Reason:
+def _unrolled(loop: Loop, order: dict[Node, int], known: dict[object, Gate | Reason]) -> Recurrence | Reason | None:
     interior = {node for node in loop.interior if node.op == "call_function"}
     inputs = outside_inputs(interior)
     states = tuple(state[-1] for state in loop.states)
@@ -52,10 +53,14 @@ def _unrolled(loop: Loop, order: dict[Node, int], known: dict[object, Gate | Rea
     if isinstance(gate, Reason):
         text = f"{loop.length} steps hand values on, but are left as they are: {gate.text}"
         return Reason(gate.code, text, (states[0].name,))
-    sources = [piece.source for steps in loop.pieces if (piece := piece_of(steps[0])) is not None]
+    if gate.kind == "none" and not any(node in outputs for state in loop.states for node in state[:-1]):
+        return None  # a sum of a few terms, of which only the last is read
+    pieces = [piece for steps in loop.pieces if (piece := part_of(steps[0])) is not None]
+    form = "loop over chunks" if any(piece.width > 1 for piece in pieces) else "loop"
+    sources = [piece.source for piece in pieces]
     return Recurrence(
         id="",
-        form="loop, relative to a running maximum" if gate.stabilised else "loop",
+        form=f"{form}, relative to a running maximum" if gate.stabilised else form,
         gate=gate.kind,
         states=states,
         initial=loop.initial,

@@ -62,7 +62,7 @@ def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason
             found.append(cumulative)
             claimed |= cumulative.interior
     refusals: list[Reason] = []
-    told: set[Node] = set()
+    told = set(claimed)
     for loop in unrolled_sites(graph, order, claimed):
         if isinstance(loop, Refused):
             refusals.append(loop.reason)

@@ -12,17 +12,28 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from laconic.patterns import proof
 from laconic.patterns.attention import find_attention
+from laconic.patterns.functional import without_writes
 from laconic.patterns.graph import NormalGraph
 from laconic.patterns.normalize import normalize
 from laconic.patterns.sites import Attention, Sites
 
 
-def normal(function: Callable[..., Any], *inputs: Tensor) -> NormalGraph:
-    """The normal form of ``function`` on ``inputs``; every input becomes a placeholder."""
+def normal(function: Callable[..., Any], *inputs: Tensor, writes: bool = True) -> NormalGraph:
+    """The normal form of ``function`` on ``inputs``; every input becomes a placeholder.
+
+    Without ``writes``, writes in place become new values as they do in a compile.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(value) for value in inputs]
     with mode, torch.no_grad():
         module = make_fx(function, pre_dispatch=True, tracing_mode="real")(*fakes)
+
+    def run(target: Any, args: Any, kwargs: Any) -> Any:
+        with mode, torch.no_grad():
+            return target(*args, **kwargs)
+
+    if not writes:
+        without_writes(module.graph, run)
     module.graph.eliminate_dead_code()
     return NormalGraph(module, module, mode, grad_enabled=False)
 

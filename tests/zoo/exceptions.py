@@ -8,7 +8,6 @@ _CHOSEN = "The experts that are hit are asked for in Python: the graph ends betw
 _KINDS = "A stage of two layers of two kinds (plain and shifted windows, rotary positions or none): nothing repeats."
 _ENDS = "The first or last layer computes something else (a second attention, no result for the text that is read)."
 _DEAD = "The last layer of the text stream computes a result nobody reads: it is no part of the normal form."
-_SCAN = "The recurrence is not found in this spelling."
 _CHUNKS = "Chunked windows: the scores are put together from overlapping pieces, not read from one product."
 _STAR = "The activation has parameters of its own (a scale and an offset)."
 
@@ -24,14 +23,12 @@ EXCEPTIONS: dict[str, str] = {
     **dict.fromkeys(("lumina-next", "prx", "controlnet", "hunyuan-video"), _OPEN),
     **dict.fromkeys(("timm-swin", "timm-swinv2", "swin"), _KINDS),
     **dict.fromkeys(("timm-poolformer", "timm-convformer"), f"{_STAR} Blocks: open."),
-    **dict.fromkeys(("recurrent-gemma", "rwkv", "qwen3.5"), _SCAN),
     **dict.fromkeys(("qwen-image", "cogview4"), f"{_DEAD} {_ENDS}"),
     **dict.fromkeys(("unet", "unet-text", "unet-video", "vae"), _OPEN),
     "longformer": _CHUNKS,
     "led": f"{_CHUNKS} The decoder's are found.",
     "llama4": _KINDS,
-    "qwen3-next": _SCAN,
-    "minimax": _SCAN,
+    "rwkv": "Eager does not count the layers: the first one normalises what it reads before it adds to it.",
     "diffllama": "The layers have constants that depend on their depth: one program cannot stand for another.",
     "timm-xcit": "Class attention: the layer changes one token, which is then put back beside the others.",
     "timm-mvitv2": "Relative positions are added in five axes, as products of the query with two tables.",

@@ -147,7 +147,7 @@ STATE_SPACE = _rows(
         "recurrent-gemma",
         "RecurrentGemmaForCausalLM",
         {"lru_width": 48, "num_hidden_layers": 3} | {"attention_window_size": 4},
-        {"recurrent": ("RecurrentGemmaRglru",)},
+        {"recurrent": ("RecurrentGemmaRglru",), "fast": True},
     ),
     ("rwkv", "RwkvForCausalLM", {}, {"recurrent": ("RwkvSelfAttention",)}),
     ("lfm2", "Lfm2ForCausalLM", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
@@ -164,14 +164,14 @@ STATE_SPACE = _rows(
         "Qwen3_5ForCausalLM",
         {"num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
         | {"linear_key_head_dim": 12, "linear_value_head_dim": 12},
-        {"recurrent": ("Qwen3_5GatedDeltaNet",)},
+        {"recurrent": ("Qwen3_5GatedDeltaNet",), "fast": True},
     ),
     ("xlstm", "xLSTMForCausalLM", {}, {"recurrent": ("xLSTMBackend",)}),
     (
         "minimax",
         "MiniMaxForCausalLM",
         {"num_local_experts": 4, "block_size": 4},
-        {"recurrent": ("MiniMaxLightningAttention",)},
+        {"recurrent": ("MiniMaxLightningAttention",), "fast": True},
     ),
 )
 

@@ -268,12 +268,13 @@ def _loop(
     if not isinstance(first, Loop) and len(rows) > 2:
         # The first step may be written in another way than the rest: it starts from no state at all. The last one too:
         # it may be the rest of what is cut into chunks.
-        for part in (slice(1, None), slice(None, -1)):
-            again = lockstep([column[part] for column in states], independent)
-            if isinstance(again, Loop) or (first.code == "irregular-steps" and part.start):
-                first = again
-            if isinstance(again, Loop):
-                break
+        without_first, without_last = (
+            lockstep([column[part] for column in states], independent) for part in (slice(1, None), slice(None, -1))
+        )
+        if isinstance(without_first, Loop) or not isinstance(without_last, Loop):
+            first = without_first if isinstance(without_first, Loop) or first.code == "irregular-steps" else first
+        else:
+            first = without_last
     if not isinstance(first, Loop):
         return first
     # The state after the last step is read by no further step, so it was not seen to be carried.

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from .carried import Loop, Refused, find_loops
+from .carried import Refused, find_loops
 from .describe import description, outside_inputs, size_hint
 from .gates import Gate, gate_of
 from .graph import NormalGraph
+from .lockstep import Loop
 from .pieces import part_of
 from .reasons import Reason
 from .sites import Recurrence

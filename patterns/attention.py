@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch.fx import Node
@@ -18,13 +18,14 @@ from .attention_site import Parts, build
 from .axes import Atom, Layout, contraction, downward, leaves, resolved, same
 from .effects import Effects
 from .graph import NormalGraph
+from .masks import without_not
 from .nodes import DROPOUTS, argument, dimension, mutates, operation, readers, scalar, tensor
 from .operands import climb, descend
 from .product import Refused
 from .provenance import differentiated
 from .reasons import Reason
 from .scores import Origins, Scores, Sinks, follow
-from .sites import Site, Sites
+from .sites import Bias, Site, Sites
 from .softmax import Softmax, softmax_at
 
 # Functions that turn scores into weights in relatives of attention.
@@ -154,6 +155,7 @@ def _along(anchor: Softmax, scores: Scores) -> Parts:
         factor=scores.temperature,
         soft_cap=scores.soft_cap,
         sinks=None if scores.sinks is None else (scores.sinks.value, scores.sinks.layout),
+        finer=scores.finer,
     )
 
 
@@ -209,6 +211,8 @@ def _down(anchor: Softmax, scores: Scores, columns: Atom) -> _Below:
                 dropout = 1.0 - (1.0 - dropout) * (1.0 - probability)
         elif sinks is not None and _drops(user, node, sinks, layout):
             sinks = None
+        elif (emptied := _emptied(user, node, scores)) is not None:
+            scores.biases, guarded = emptied, True
         elif user.args and user.args[0] is node and (moved := downward(user, layout)) is not None:
             layout = moved
         else:
@@ -231,6 +235,24 @@ def _drops(user: Node, weights: Node, sinks: Sinks, layout: Layout) -> bool:
     first = start == 1 if sinks.first else start in (None, 0)
     whole = axes[axis] == (sinks.axis,) and same(made.shape[axis], sinks.axis.size)
     return first and whole and argument(user, "step") == 1
+
+
+def _emptied(user: Node, weights: Node, scores: Scores) -> list[tuple[Bias, Layout]] | None:
+    """The biases when ``user`` puts zero where the only mask of the scores hides: rows that see no key become zero."""
+    masks = [bias for bias, _ in scores.biases if bias.kind != "additive"]
+    if len(masks) != 1 or masks[0].value is None or operation(user) not in ("where", "masked_fill"):
+        return None
+    mask, *rest = user.args if operation(user) == "where" else (user.args[1], user.args[2], user.args[0])
+    kept, zero = rest if masks[0].kind == "boolean" else rest[::-1]
+    (one, inverted), (other, also) = without_not(mask), without_not(masks[0].value)
+    if inverted != also:
+        kept, zero = zero, kept
+    if one is not other or kept is not weights or scalar(zero) != 0.0:
+        return None
+    return [
+        (replace(bias, fill=float("-inf")) if bias.kind != "additive" else bias, layout)
+        for bias, layout in scores.biases
+    ]
 
 
 def _nan_guard(node: Node, users: Sequence[Node]) -> Node | None:

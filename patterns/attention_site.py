@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import sympy
 from torch.fx import Node
@@ -43,6 +43,7 @@ class Parts:
     factor: tuple[Node, Layout] | None = None
     soft_cap: float | None = None
     sinks: tuple[Node, Layout] | None = None
+    finer: dict[Atom, tuple[Atom, ...]] = field(default_factory=dict)
 
     @property
     def broadcast(self) -> list[tuple[Node, Layout]]:
@@ -130,7 +131,7 @@ def _arrange(parts: Parts, effects: Effects) -> _Arrangement:
         for bias, layout in simplified:
             value = bias.value
             if value is not None and not broadcasts(value, layout, scores):
-                moved, cut = _before_moves(value, layout, scores), _cut(layout, scores)
+                moved, cut = _before_moves(value, layout, scores), _cut(layout, scores, parts.finer)
                 if moved:
                     bias = replace(bias, value=moved[-1].node)
                     prepared |= {candidate.node: candidate.layout for candidate in moved}
@@ -140,6 +141,8 @@ def _arrange(parts: Parts, effects: Effects) -> _Arrangement:
                 else:
                     blocked = value
                     break
+            if bias.window is not None and resolved(layout)[-2:] != tuple(scores[-2:]):
+                bias = replace(bias, window=None, structure="unknown")
             if bias.kind == "causal" and resolved(layout)[-2:] != (leaves([parts.rows]), leaves([parts.columns])):
                 blocked = parts.anchor
                 break
@@ -168,20 +171,26 @@ def _before_moves(value: Node, layout: Layout, wanted: Sequence[tuple[Atom, ...]
     return moved
 
 
-def _cut(layout: Layout, wanted: Sequence[tuple[Atom, ...]]) -> tuple[int, ...] | None:
-    """How many axes of ``layout`` each batch axis of ``wanted`` is made of; None when it is not made of whole ones."""
+def _cut(
+    layout: Layout, wanted: Sequence[tuple[Atom, ...]], finer: Mapping[Atom, tuple[Atom, ...]]
+) -> tuple[int, ...] | None:
+    """How many axes of ``layout`` each axis of ``wanted`` is made of; None when it is not made of whole ones.
+
+    ``finer`` are the parts that the query and key axes are cut into.
+    """
     axes = resolved(layout)
-    if axes[-2:] != tuple(wanted[-2:]):
-        return None
+    present = set(leaves(atom for axis in axes for atom in axis))
     counts, place = [], 0
-    for axis in wanted[:-2]:
+    for axis in wanted:
+        cut = not set(axis) & present
+        parts = leaves(part for atom in axis for part in (finer.get(atom, (atom,)) if cut else (atom,)))
         start, found = place, tuple[Atom, ...]()
-        while found != axis:
-            if place == len(axes) - 2 or len(found) > len(axis):
+        while found != parts:
+            if place == len(axes) or len(found) > len(parts):
                 return None
             found, place = (*found, *axes[place]), place + 1
         counts.append(place - start)
-    return tuple(counts) if place == len(axes) - 2 and 0 not in counts else None
+    return tuple(counts) if place == len(axes) and 0 not in counts else None
 
 
 def _own_axes(value: Node, layout: Layout) -> Layout:
@@ -245,6 +254,9 @@ def _named(
             sizes[name] *= atom.hint
             sizes[label[atom]] = atom.hint if len(axis) > 1 else sizes[name]
     sizes |= {label[atom]: atom.hint for atom in (parts.rows, parts.columns, parts.inner, parts.channels)}
+    for atom, pieces in parts.finer.items():
+        label |= {piece: f"{label[atom]}{index}" for index, piece in enumerate(leaves(pieces))}
+        sizes |= {label[piece]: piece.hint for piece in leaves(pieces)}
     layouts = parts.layouts | arrangement.prepared
     for candidate in (*parts.query, *parts.key, *parts.value, *parts.output):
         layouts[candidate.node] = candidate.layout

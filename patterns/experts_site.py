@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +81,9 @@ class Regions:
         interior = self._interior(x, inputs, output)
         shape = possible[0]
         dimensions, axes = _named(x, router, experts, shape)
-        bias = next((node for node in stored if len(shape_of(node)) == 1 and shape_of(node)[0] == experts), None)
+        bias = next((node for node in stored if _one_each(node, experts)), None)
         if bias is not None:
-            axes[bias] = (("E",),)
+            axes[bias] = (*(() for _ in shape_of(bias)[1:]), ("E",))
         site = MixtureOfExperts(
             id=name,
             input=x,
@@ -99,7 +100,8 @@ class Regions:
             **_costs(dimensions, choice.top_k, gated=shape["gate"] is not None, size=element_bytes(output)),
             **description(output, interior, inputs, (output,)),
         )
-        ways = list(routings(choice.top_k, choice.grouped, _thresholds(interior)))
+        thresholds = _fractions(interior, ("gt", "ge", "lt", "le"))
+        ways = list(routings(choice.top_k, choice.grouped, thresholds, _fractions(interior, ("add", "add_"))))
         made = fitted(site, ways, possible)
         if made is None:
             raise Refused("not-proven", "what comes together behind the router is no weighted sum of experts", output)
@@ -273,10 +275,16 @@ def _limited(site: MixtureOfExperts) -> Reason | None:
     return None
 
 
-def _thresholds(interior: frozenset[Node]) -> list[float]:
-    """Fractions that something is compared with."""
-    compared = [node for node in interior if operation(node) in ("gt", "ge", "lt", "le") and len(node.args) == 2]
-    return sorted({node.args[1] for node in compared if isinstance(node.args[1], float) and 0 < node.args[1] < 1})
+def _one_each(node: Node, experts: int) -> bool:
+    """True for a stored tensor with one number for each expert, along its last axis."""
+    *others, last = shape_of(node) or (0,)
+    return last == experts and all(size == 1 for size in others)
+
+
+def _fractions(interior: frozenset[Node], names: Collection[str]) -> list[float]:
+    """Numbers between zero and one that operations of some names are given."""
+    given = [node.args[1] for node in interior if operation(node) in names and len(node.args) > 1]
+    return sorted({number for number in given if isinstance(number, float) and 0 < number < 1})
 
 
 def _numbers(value: Any) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,13 +86,16 @@ def readings(
                             }
 
 
-def routings(top_k: int, grouped: tuple[int, int, int] | None, thresholds: Iterable[float] = ()) -> Iterator[Routing]:
+def routings(
+    top_k: int, grouped: tuple[int, int, int] | None, thresholds: Sequence[float] = (), epsilons: Sequence[float] = ()
+) -> Iterator[Routing]:
     """Every way to choose ``top_k`` experts; ``grouped`` says how many groups, kept groups and best of each.
 
-    ``thresholds`` are the numbers that scores may be compared with.
+    ``thresholds`` are the numbers that scores may be compared with, ``epsilons`` those that may be added to their sum.
     """
-    for scores, normalised in itertools.product(("softmax", "sigmoid"), (True, False)):
-        plain = Routing(top_k, scores, normalised)
+    sums = [(True, 0.0), (False, 0.0), *((True, epsilon) for epsilon in epsilons)]
+    for scores, (normalised, epsilon) in itertools.product(("softmax", "sigmoid"), sums):
+        plain = Routing(top_k, scores, normalised, epsilon=epsilon)
         if grouped is None:
             yield plain
         else:

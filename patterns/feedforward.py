@@ -28,8 +28,9 @@ def find_feedforward(graph: NormalGraph, sites: Sites) -> list[Site]:
 
     ``down(act(up(x)))``, ``down(act(gate(x)) * up(x))`` in either order, with gate and up in one layer or two, and
     ``down`` over a concatenation with an attention that runs beside it. A layer returns as many features as it reads
-    and adds to the stream it reads from: embeddings and projections of conditioning values, which look alike, are
-    refused, as are longer chains of linear layers. Linear time; no guard on a symbolic size.
+    and adds to the stream it reads from, or is a result of the graph (a layer compiled alone): embeddings, gates and
+    projections of conditioning values, which look alike, are refused, as are longer chains of linear layers. Linear
+    time; no guard on a symbolic size.
     """
     effects = Effects(graph.module.graph)
     layers = Layers(sites, effects)
@@ -48,7 +49,7 @@ def find_feedforward(graph: NormalGraph, sites: Sites) -> list[Site]:
             candidates.append(Candidate(down, hidden))
     middle = {first.id for item in candidates for first in item.firsts} & {item.down.id for item in candidates}
     provenance = Provenance(graph)
-    kept: list[tuple[FeedForward, bool]] = []
+    found: list[FeedForward] = []
     for item in candidates:
         if not item.returns_its_width:
             continue  # an embedding, a projection or a head
@@ -56,12 +57,10 @@ def find_feedforward(graph: NormalGraph, sites: Sites) -> list[Site]:
             sites.refusals.append(_chained(item.down.output))
             continue
         site = attempt(lambda item=item: build(item, effects))  # type: ignore[misc]
-        if site is not None:
-            kept.append((site, provenance.joins_its_stream(site)))
-    # A graph with residual layers keeps only those; one without (a single layer compiled alone) keeps what it has.
-    residual = any(joins for _, joins in kept)
-    sites.refusals += [_beside(site.output) for site, joins in kept if residual and not joins]
-    found = [site for site, joins in kept if joins or not residual]
+        if site is not None and provenance.joins_its_stream(site):
+            found.append(site)
+        elif site is not None:
+            sites.refusals.append(_beside(site.output))
     return [dataclasses.replace(site, id=f"feedforward.{number}") for number, site in enumerate(found)]
 
 

@@ -148,7 +148,10 @@ def _functional(write: Node) -> Callable[[Callable[..., Node], Node, Node], Node
     """What computes the new value of the written argument, as a function of (call, write, target)."""
     op: Any = write.target
     name = operation(write)
-    if torch.Tag.nondeterministic_seeded in op.tags or torch.Tag.inplace_view in op.tags or not name.endswith("_"):
+    random = torch.Tag.nondeterministic_seeded in op.tags and not (
+        name == "dropout_" and argument(write, "train") is False
+    )
+    if random or torch.Tag.inplace_view in op.tags or not name.endswith("_"):
         return None
     if name == "copy_":
         return _copied

@@ -62,6 +62,14 @@ def plainest(node: Node) -> Node:
     return node
 
 
+def without_not(mask: Any) -> tuple[Any, bool]:
+    """The mask that ``mask`` is or negates, and whether it negates it."""
+    inverted = False
+    while isinstance(mask, Node) and operation(mask) in _NOT and _boolean(mask.args[0]):
+        mask, inverted = mask.args[0], not inverted
+    return mask, inverted
+
+
 def _step(bias: Bias) -> list[Bias] | None:
     """One simplification, or None when there is none."""
     node = bias.value

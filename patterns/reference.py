@@ -81,7 +81,14 @@ def _small_attention(site: Attention) -> dict[str, int]:
     query, key = ({name for axis in site.axes[item.node] for name in axis} for item in (site.query, site.key))
     fixed = {"D", *(query - key - {"S"})}
     small = {"S": 5, "T": 7, "E": 3}
-    return {name: size if name in fixed else min(size, small.get(name, 2)) for name, size in site.dimensions.items()}
+    chosen = {name: size if name in fixed else min(size, small.get(name, 2)) for name, size in site.dimensions.items()}
+    for name in ("S", "T"):
+        if f"{name}0" in chosen:
+            # An axis whose parts have their own biases is as long as they make it: the parts are of different sizes.
+            pieces = [piece for piece in chosen if piece[0] == name and piece != name]
+            chosen |= {piece: min(site.dimensions[piece], index + 2) for index, piece in enumerate(pieces)}
+            chosen[name] = math.prod(chosen[piece] for piece in pieces)
+    return chosen
 
 
 @meaning(Attention, small=_small_attention)
@@ -123,8 +130,8 @@ def biased(scores: Tensor, bias: Bias, read: Read) -> Tensor:
     assert bias.value is not None
     value, shape = read(bias.value), scores.shape
     if bias.cut is not None:
-        value = value[(None,) * (sum(bias.cut) + 2 - value.dim())]
-        scores = scores.reshape(*_finer(shape[:-2], bias.cut, value.shape), *shape[-2:])
+        value = value[(None,) * (sum(bias.cut) - value.dim())]
+        scores = scores.reshape(_finer(shape, bias.cut, value.shape))
     if bias.kind == "boolean":
         scores = scores.masked_fill(~value, bias.fill)
     elif bias.kind == "hidden":
@@ -135,7 +142,7 @@ def biased(scores: Tensor, bias: Bias, read: Read) -> Tensor:
 
 
 def _finer(batch: Sequence[int], cut: Sequence[int], given: Sequence[int]) -> list[int]:
-    """Batch sizes cut into as many parts as ``cut`` says: those of ``given``, and what is left where it says 1."""
+    """Sizes cut into as many parts as ``cut`` says: those of ``given``, and what is left where it says 1."""
     sizes: list[int] = []
     for size, count in zip(batch, cut, strict=True):
         parts = list(given[len(sizes) : len(sizes) + count])

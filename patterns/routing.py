@@ -14,11 +14,11 @@ class Routing:
 
     ``scores`` are the ``softmax`` of the router's outputs over all experts (Shazeer et al. 2017; Fedus et al. 2022)
     or the ``sigmoid`` of each (DeepSeek-AI 2024, equation 15). ``normalised``: the chosen weights are divided by their
-    sum, which for a softmax is the softmax over the chosen alone. All are multiplied by ``scale``. With ``groups``
-    above one only experts of the ``top_groups`` groups with the highest sum of their ``group_best`` best scores may be
-    chosen. Scores ``contested`` (Liu et al. 2024, "GRIN", section 2.2): experts are chosen one after the other, and the
-    weight of each is its softmax among the experts not yet chosen that are not behind it by more than ``threshold``
-    of the larger magnitude.
+    sum (plus ``epsilon``), which for a softmax is the softmax over the chosen alone. All are multiplied by ``scale``.
+    With ``groups`` above one only experts of the ``top_groups`` groups with the highest sum of their ``group_best``
+    best scores may be chosen. Scores ``contested`` (Liu et al. 2024, "GRIN", section 2.2): experts are chosen one after
+    the other, and the weight of each is its softmax among the experts not yet chosen that are not behind it by more
+    than ``threshold`` of the larger magnitude.
     """
 
     top_k: int
@@ -29,6 +29,7 @@ class Routing:
     top_groups: int = 1
     group_best: int = 1
     threshold: float = 0.0
+    epsilon: float = 0.0
 
     def weights(self, outputs: Tensor, selection_bias: Tensor | None = None) -> Tensor:
         """Weights ``[..., experts]`` from the router's ``outputs [..., experts]``.
@@ -38,7 +39,7 @@ class Routing:
         if self.scores == "contested":
             return self._contested(outputs) * self.scale
         scores = torch.softmax(outputs, -1) if self.scores == "softmax" else torch.sigmoid(outputs)
-        merit = scores if selection_bias is None else scores + selection_bias
+        merit = scores if selection_bias is None else scores + selection_bias.flatten()
         if self.groups > 1:
             grouped = merit.unflatten(-1, (self.groups, -1))
             best = grouped.topk(self.group_best, -1).values.sum(-1)
@@ -47,7 +48,7 @@ class Routing:
         chosen = merit.topk(self.top_k, -1).indices
         weights = scores.gather(-1, chosen)
         if self.normalised:
-            weights = weights / weights.sum(-1, keepdim=True)
+            weights = weights / (weights.sum(-1, keepdim=True) + self.epsilon)
         return torch.zeros_like(scores).scatter(-1, chosen, weights * self.scale)
 
     def _contested(self, outputs: Tensor) -> Tensor:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.fx import Graph, Node
 
-from .axes import Atom, Layout, contraction, downward, resolved, same
+from .axes import Atom, Layout, contraction, downward, regroup, resolved, same
 from .masks import hidden_fill, plainest
 from .nodes import (
     CASTS,
     CONTRACTIONS,
     MOVEMENTS,
     PERMUTES,
+    RESHAPES,
     argument,
     cast_of,
     dimension,
@@ -38,6 +40,8 @@ _POINTWISE = frozenset(
 _STEPS = _SUMS | _CHOICES | _POINTWISE | MOVEMENTS | CASTS | {"slice", "cat"}
 # An epilogue is a handful of operations; anything longer is another computation that happens to start at a product.
 _LONGEST = 24
+# Ways up from a softmax that are tried.
+_WAYS = 4
 
 
 class Origins:
@@ -59,20 +63,22 @@ class Origins:
         self._depth = depth
 
     def paths(self, node: Node) -> list[list[Node]]:
-        """Ways from a contraction (first) down to ``node`` (last): the shortest, and one that turns once elsewhere."""
+        """Ways from a contraction (first) down to ``node`` (last): the shortest first, then those that turn elsewhere.
+
+        Biases may be products too; where several were added, the scores themselves are behind several turns.
+        """
         if node not in self._depth:
             return []
-        found = [self._path(node, {})]
-        turn = next((step for step in reversed(found[0]) if len(self.sources.get(step, ())) > 1), None)
-        if turn is not None:
-            found.append(self._path(node, {turn: self.sources[turn][1]}))
+        found: list[list[Node]] = []
+        pending = [[node]]
+        while pending and len(found) < _WAYS:
+            path = pending.pop(0)
+            while path[-1] in self.sources:
+                first, *others = self.sources[path[-1]]
+                pending += [[*path, other] for other in others[:1]]
+                path.append(first)
+            found.append(path[::-1])
         return found
-
-    def _path(self, node: Node, turns: dict[Node, Node]) -> list[Node]:
-        path = [node]
-        while path[-1] in self.sources:
-            path.append(turns.get(path[-1], self.sources[path[-1]][0]))
-        return path[::-1]
 
 
 def _operands(node: Node, name: str) -> list[Node]:
@@ -104,6 +110,8 @@ class Scores:
 
     ``temperature`` multiplies the product in the layout given with it. After a hyperbolic tangent ``bent`` is the
     factor before it and ``factor`` the one behind. ``shifted`` scores have a number or their row's maximum taken off.
+    ``finer`` says which parts the query and key axes were cut into for some of the biases; ``whole`` is the layout
+    that scores cut like that go back to.
     """
 
     product: Product
@@ -115,6 +123,8 @@ class Scores:
     bent: float | None = None
     sinks: Sinks | None = None
     shifted: bool = False
+    finer: dict[Atom, tuple[Atom, ...]] = field(default_factory=dict)
+    whole: Layout | None = None
 
     @property
     def scale(self) -> float:
@@ -142,6 +152,8 @@ def follow(path: Sequence[Node]) -> Scores:
     for before, node in zip(path, path[1:], strict=False):
         _step(scores, before, node)
         scores.layouts[node] = scores.layout
+    if scores.whole is not None:
+        raise Refused("unsupported-shape", "the scores keep a cut through their query or key axis", path[-1])
     if scores.bent is not None and scores.factor == 0.0:
         raise Refused("unsupported-op", "the scores are multiplied with zero", path[-1])
     return scores
@@ -151,6 +163,11 @@ def _step(scores: Scores, before: Node, node: Node) -> None:
     name = operation(node)
     if mutates(node):
         raise Refused("mutation", f"{node.target} changes the scores in place", node)
+    if name in RESHAPES and (cut := _cut_finer(scores, node)) is not None:
+        scores.layout = cut
+        return
+    if scores.whole is not None and name not in ("add", "sub") and not unchanged(node):
+        raise Refused("unsupported-shape", f"{node.target} acts on scores whose query or key axis is cut", node)
     moved = name in MOVEMENTS or unchanged(node) or cast_of(node) is not None
     shift = name == "sub" and node.args[0] is before and _is_maximum(node.args[1], before)
     if (
@@ -192,6 +209,35 @@ def _step(scores: Scores, before: Node, node: Node) -> None:
     else:
         raise Refused("unsupported-op", f"{node.target} acts on the scores", node)
     _keeps_shape(scores, node)
+
+
+def _cut_finer(scores: Scores, node: Node) -> Layout | None:
+    """The layout behind a view that cuts the query and key axes into parts, or puts them together again."""
+    made = tensor(node)
+    if made is None:
+        return None
+    if scores.whole is not None:
+        sizes = [math.prod(atom.size for atom in axis) for axis in resolved(scores.whole)]
+        if len(sizes) != made.dim() or not all(map(same, sizes, made.shape)):
+            return regroup((atom for axis in scores.layout for atom in axis), made.shape)
+        layout, scores.whole = scores.whole, None
+        return layout
+    axes = resolved(scores.layout)
+    rigid = [axis for axis in axes if len(axis) == 1 and axis[0].rigid]
+    if scores.sinks is not None or rigid != list(axes[-2:]) or made.dim() <= len(axes):
+        return None
+    kept: Layout | None = None
+    for count in range(1, made.dim() - len(axes) + 2):
+        # The query axis becomes ``count`` axes, the key axis the rest; batch axes stay as they are.
+        rows, columns = made.shape[len(axes) - 2 :][:count], made.shape[len(axes) - 2 :][count:]
+        if kept is None and same(math.prod(rows), rigid[0][0].size) and same(math.prod(columns), rigid[1][0].size):
+            finer = {rigid[0][0]: tuple(map(Atom, rows)), rigid[1][0]: tuple(map(Atom, columns))}
+            kept = (*axes[:-2], *((atom,) for parts in finer.values() for atom in parts))
+    sizes = [math.prod(atom.size for atom in axis) for axis in axes[:-2]]
+    if kept is None or scores.finer or not all(map(same, sizes, made.shape)):
+        return None
+    scores.finer, scores.whole = finer, scores.layout
+    return kept
 
 
 def _keeps_shape(scores: Scores, node: Node) -> None:

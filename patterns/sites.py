@@ -64,11 +64,11 @@ class Bias:
     ``kind``: ``additive`` (float, added), ``boolean`` (True is visible), ``hidden`` (True is not visible), ``causal``
     (no node; key ``j`` is visible to query ``i`` when ``j <= i``), ``floor`` (no node; no score is below ``fill``).
     ``value`` broadcasts against scores ``[*batch, S, T]``; an additive one is multiplied by ``factor`` first. With
-    ``cut`` each batch axis of the scores is as many axes of ``value`` as the entry for it says (windows of an image
-    inside its batch). ``structure`` names what the mask was recognised as, if anything (``causal``, ``window``,
-    ``padding``: the same for every query, ``full``). ``window = (left, right)`` says which keys around its own
-    position a query sees (None: no limit on that side). ``fill`` is the number put in place of a hidden score; it
-    matters only in rows where every key is hidden.
+    ``cut`` each axis of the scores is as many axes of ``value`` as the entry for it says (windows of an image inside
+    its batch; rows and columns of an image in place of its queries or keys). ``structure`` names what the mask was
+    recognised as, if anything (``causal``, ``window``, ``padding``: the same for every query, ``full``). ``window =
+    (left, right)`` says which keys around its own position a query sees (None: no limit on that side). ``fill`` is the
+    number put in place of a hidden score; it matters only in rows where every key is hidden.
     """
 
     kind: str

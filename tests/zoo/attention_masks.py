@@ -344,4 +344,51 @@ TABLE = Family(
     tabled,
 )
 
-FAMILIES = [CAUSAL, WINDOW, PADDING, BIAS, SCALED_BIAS, TAKEN_OFF, FLOORED, WINDOWS, SLOPES, TABLE]
+# --- rows that see no key become zero --------------------------------------------------------------------------------
+
+
+def kept_for_each() -> tuple[Tensor, ...]:
+    keep = made(n.B, 1, n.S, n.T, seed=11) > -0.5
+    keep[0, 0, 0] = False
+    return (*tokens(), keep)
+
+
+def emptied_by_fill(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    lowest = torch.finfo(q.dtype).min
+    return scores_of(q, k).masked_fill(~keep, lowest).softmax(-1).masked_fill(~keep, 0.0) @ split(v, n.E)
+
+
+def emptied_by_choice(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    low = torch.where(keep, scores_of(q, k), torch.finfo(q.dtype).min)
+    return torch.where(keep, low.softmax(-1), 0.0) @ split(v, n.E)
+
+
+def emptied_of_nan(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    return torch.where(keep, scores_of(q, k), float("-inf")).softmax(-1).nan_to_num(0.0) @ split(v, n.E)
+
+
+EMPTIED = Family("emptied", (emptied_by_fill, emptied_by_choice, emptied_of_nan), kept_for_each)
+
+
+# --- rows and columns of an image with biases of their own ----------------------------------------------------------
+
+
+def imaged() -> tuple[Tensor, ...]:
+    """Queries are two rows of two, keys three rows of two; a bias for each key row and for each key column."""
+    q, k, v = made(n.B, 4, n.H * n.D), made(n.B, 6, n.H * n.D, seed=1), made(n.B, 6, n.H * n.E, seed=2)
+    return q, k, v, made(n.B, n.H, 2, 2, 3, seed=3), made(n.B, n.H, 2, 2, 2, seed=4)
+
+
+def rows_then_columns(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    cut = scores_of(q, k).view(n.B, n.H, 2, 2, 3, 2) + rows.unsqueeze(-1) + columns.unsqueeze(-2)
+    return cut.view(n.B, n.H, 4, 6).softmax(-1) @ split(v, n.E)
+
+
+def rows_then_columns_unflattened(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    cut = rows[..., None] + scores_of(q, k).unflatten(-1, (3, 2)).reshape(n.B, n.H, 2, 2, 3, 2)
+    return (columns[..., None, :] + cut).flatten(-2).flatten(2, 3).softmax(-1) @ split(v, n.E)
+
+
+IMAGED = Family("imaged", (rows_then_columns, rows_then_columns_unflattened), imaged)
+
+FAMILIES = [CAUSAL, WINDOW, PADDING, BIAS, SCALED_BIAS, TAKEN_OFF, FLOORED, WINDOWS, SLOPES, TABLE, EMPTIED, IMAGED]

@@ -2,10 +2,10 @@
 
 Everything is counted while the model runs, on real tensors and modules, and shares no code with detection:
 
-- **attention**: a fused attention operator; or a softmax whose argument comes, element by element and by data
-  movement, from a product of two computed tensors, and whose result goes in the same way into another such product. A
-  router (its scores come from a linear layer), a pooling head (its weights multiply element by element) and a
-  classifier are none of these.
+- **attention**: a fused attention operator; or a softmax (or exponential of scores less the logarithm of their sum)
+  whose argument comes, element by element and by data movement, from a product of two computed tensors, and whose
+  result goes in the same way into another such product. A router (its scores come from a linear layer), a pooling head
+  (its weights multiply element by element) and a classifier are none of these.
 - **feedforward**: a linear layer (or 1x1 convolution), an element-wise function that is not linear, and a linear layer
   that returns the width the first one read, whose result is added to a value the first one's input was computed from.
   What enters in between comes from a linear layer with the same input, or is a parameter.
@@ -90,6 +90,8 @@ class Facts:
     """The rank of the parameter it is a view or cast of."""
     product: bool = False
     """Comes element by element from a product of two computed tensors: it may be scores."""
+    logarithm: bool = False
+    """Scores less the logarithm of the sum of their exponentials, or that logarithm."""
     weights: frozenset[int] = frozenset()
     """Numbers of the softmaxes over scores that it comes from element by element."""
     hidden: frozenset[Layer] | None = None
@@ -164,7 +166,7 @@ class Tracker(TorchDispatchMode):
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = [self.of(tensor) for tensor in read]
         result = func(*args, **(kwargs or {}))
-        if name in _PICKS:
+        if name in _PICKS and (name == "topk" or (len(args) > 1 and isinstance(args[1], int))):
             self.picking.update(map(id, self._running[-3:]))
         made = self._made(name, func, args, read, known)
         for tensor in tree_leaves(result):
@@ -189,6 +191,10 @@ class Tracker(TorchDispatchMode):
             return Facts(parameter=ranks[0] if ranks and moves else None) if known or not facts.ancestors else facts
         elif name in _SOFTMAX:
             facts.weights = frozenset({facts.index}) if known[0].product else frozenset()
+        elif name == "logsumexp":
+            facts.logarithm = known[0].product
+        elif name == "exp" and known[0].logarithm and known[0].product:
+            facts.weights = frozenset({facts.index})
         elif name in _NORMS:
             facts.last = known[0].last
         elif moves:
@@ -199,6 +205,7 @@ class Tracker(TorchDispatchMode):
             if name in _SUMS and len(known) == 2:
                 self.sums.append(frozenset().union(*(item.summed for item in known)))
             facts.product = any(item.product for item in computed)
+            facts.logarithm = any(item.logarithm for item in computed)
             facts.weights = frozenset().union(*(item.weights for item in computed))
             self._hidden(name, facts, computed)
             self._last(name, facts, computed)
@@ -372,7 +379,7 @@ def _stacks_experts(module: nn.Module) -> bool:
 def _lists_of_experts(module: nn.Module) -> list[str]:
     found = []
     for name, child in module.named_children():
-        members = list(child.children())
+        members = [member for member in child.children() if next(member.parameters(), None) is not None]
         if isinstance(child, nn.ModuleList | nn.ModuleDict) and len(members) >= 2:
             linears = [sum(isinstance(part, nn.Linear) for part in member.modules()) for member in members]
             if len({type(member) for member in members}) == 1 and min(linears) >= 2:

@@ -9,6 +9,7 @@ _KINDS = "A stage of two layers of two kinds (plain and shifted windows, rotary 
 _ENDS = "The first or last layer computes something else (a second attention, no result for the text that is read)."
 _DEAD = "The last layer of the text stream computes a result nobody reads: it is no part of the normal form."
 _CHUNKS = "Chunked windows: the scores are put together from overlapping pieces, not read from one product."
+_ESCAPE = "Scores that several attentions share are refused: no site could replace one of them alone."
 _STAR = "The activation has parameters of its own (a scale and an offset)."
 
 EXCEPTIONS: dict[str, str] = {
@@ -31,7 +32,13 @@ EXCEPTIONS: dict[str, str] = {
     "rwkv": "Eager does not count the layers: the first one normalises what it reads before it adds to it.",
     "diffllama": "The layers have constants that depend on their depth: one program cannot stand for another.",
     "timm-xcit": "Class attention: the layer changes one token, which is then put back beside the others.",
-    "timm-mvitv2": "Relative positions are added in five axes, as products of the query with two tables.",
+    "lilt": f"Each of two streams adds the scores of the other to its own. {_ESCAPE} The last layer's second stream is"
+    " read by nobody: no part of the normal form.",
+    "big-bird-sparse": "Blocks of queries have softmaxes of their own, over keys put together from"
+    " windows, random and global blocks; each is cut and meets several values: weights read in several places.",
+    "deberta": "Scripted helper functions break the graph between scores and softmax.",
+    "timm-convit": "The weights are a learned mixture of two softmaxes, one of them over positions alone.",
+    "nllb-moe": f"{_CHOSEN} Layers that hold them are in no single graph.",
     "flux2": "One linear layer computes queries, keys, values and hidden features at once.",
     "cogvideox": _ENDS,
     "latte": "After the first layer something is added once.",

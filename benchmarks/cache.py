@@ -1,67 +1,133 @@
-"""What caching across steps costs and buys on the trained digits transformer: ``python benchmarks/cache.py``.
+"""What caching across steps costs and buys: ``python benchmarks/cache.py PART [--setup NAME]``.
 
-``curve``: for every policy and setting the share of the FLOPs and the distance to the uncached 50-step samples, beside
-plain fewer steps with the same solver and the caches of other libraries. Pieces run eagerly and are counted.
+``curve``: for every policy and setting the share of the FLOPs and the distance to uncached samples, beside plain fewer
+steps with the same solver and the caches of other libraries. Pieces run eagerly and are counted. Tables, coefficients
+and, for each budget, the policy and its settings are chosen on calibration seeds; errors are those on evaluation seeds
+that nothing was chosen on. Peers are given their best setting on the evaluation seeds.
 ``time``: wall-clock of whole trajectories through Inductor, interleaved, beside what the FLOPs predict.
-``overhead``: what the controller adds to a compiled model that never reuses anything.
+``peers-time``: the same for the other libraries, compiled.
+``overhead``: what a policy costs that never reuses anything.
+``train``: train HarmoniCa routers on the calibration seeds and store their tables.
 
-Results go to ``benchmarks/results/cache.json``. The other libraries (diffusers, cache-dit) are optional.
+Each part is written to its place in ``benchmarks/results/cache.json``; a curve that was stopped goes on where it was.
+The other libraries (diffusers, cache-dit) are optional.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import math
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cache_peers
 import timing
 import torch
-from cache_peers import peers
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from cache_setups import CALIBRATION, EVALUATION, SETUPS, GuidedDigits, Setup, counted
+from torch import Tensor
 
 import laconic
-from laconic.backends import runner
-from laconic.passes.table_search import search_table
+from laconic.backends import entry, runner
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "examples"))
-from digits_dit import load, noise_and_labels, sample  # noqa: E402
-
-STEPS = 50
+RESULTS = Path(__file__).resolve().parent / "results"
+TABLES = RESULTS / "harmonica.json"
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+REPAY = (0.0, 0.5)
 
 
-def settings(tables: dict[int, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every policy with the settings its curve is drawn from."""
-    for threshold in (0.015, 0.02, 0.025, 0.03, 0.05, 0.1):
+def settings(setup: Setup) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
+    """Every policy with the settings its curve is drawn from: a name, the policy, and what gives its settings."""
+    if isinstance(setup.model, GuidedDigits):
+        yield from guided_settings(setup)
+    for threshold in (0.01, 0.015, 0.02, 0.03, 0.05):
         for order in (None, 1):
-            yield "easycache", {"threshold": threshold, "order": order}
+            yield _named("easycache", threshold=threshold, order=order)
     for interval in (2, 3, 4):
-        for repay in (0.0, 0.5):
-            yield "taylor", {"interval": interval, "repay": repay}
-        yield "taylor", {"interval": interval, "order": 2}
-        yield "taylor", {"interval": interval, "level": "blocks"}
-        yield "taylor", {"interval": interval, "level": "layers"}
+        for repay in REPAY:
+            yield _named("taylor", interval=interval, repay=repay)
+        yield _named("taylor", interval=interval, order=2)
+        yield _named("taylor", interval=interval, level="blocks")
+        yield _named("taylor", interval=interval, level="layers")
     for threshold in (0.05, 0.1, 0.2, 0.3):
         for order in (0, 1):
-            yield "first-block", {"threshold": threshold, "order": order}
+            yield _named("first-block", threshold=threshold, order=order)
     for interval in (2, 3):
         for blocks in (4, 6, 8):
-            yield "delta-dit", {"interval": interval, "blocks": blocks}
-    for max_interval in (1, 2, 4):
-        yield "sada", {"max_interval": max_interval, "period": max_interval + 1}
-    for table in tables.values():
-        yield "static", {"table": table, "order": 1, "repay": 0.5}
+            yield _named("delta-dit", interval=interval, blocks=blocks)
+    for interval in (1, 2, 4):
+        yield _named("sada", max_interval=interval, period=interval + 1)
+    recorded = functools.cache(lambda: setup.outputs(CALIBRATION))
+
+    def searched(count: int, repay: float) -> dict[str, Any]:
+        table = laconic.search_table(recorded(), count, order=1, repay=repay)
+        return {"table": table, "order": 1, "repay": repay}
+
+    for share in (0.28, 0.3, 0.36, 0.4, 0.44, 0.5, 0.6, 0.7, 0.8):
+        count = round(share * setup.steps)
+        for repay in REPAY:
+            name = f"static table=searched, {count} of {setup.steps} computed, order=1, repay={repay}"
+            yield name, "static", functools.partial(searched, count, repay)
+    for cost, table in _trained(setup).items():
+        for order in (0, 1):
+            name = f"static table=trained router, cost {cost}, order={order}"
+            yield name, "static", functools.partial(dict, table=table, order=order)
 
 
-def compiled(model: nn.Module, policy: str, chosen: dict[str, Any]) -> Any:
+def guided_settings(setup: Setup) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
+    """The policies that need guidance in the graph; coefficients are fitted on the calibration seeds."""
+    for threshold in (0.9, 0.95, 0.98, 0.99, 0.995):
+        yield _named("adaptive-guidance", threshold=threshold)
+    recorded = functools.cache(lambda: _halves(setup))
+
+    def fitted(history: int, to_the_end: bool) -> dict[str, Any]:
+        parts = recorded()
+        if to_the_end:  # all steps as if they were the first half
+            parts = [torch.cat([part, part]) for part in parts]
+        return {"coefficients": laconic.fit_guidance(*parts, history=history)[: setup.steps]}
+
+    for history in (1, 2):
+        for to_the_end in (False, True):
+            name = f"linear-ag history={history}" + ", every other step guided to the end" * to_the_end
+            yield name, "linear-ag", functools.partial(fitted, history, to_the_end)
+
+
+def _halves(setup: Setup) -> list[Tensor]:
+    """Conditional and unconditional outputs ``[steps, samples, ...]`` along guided trajectories."""
+    halves: list[tuple[Tensor, Tensor]] = []
+    model = setup.model
+    assert isinstance(model, GuidedDigits)
+
+    def keeping(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        halves.append(model.halves(x, t, label))
+        u, c = halves[-1]
+        return u + model.strength * (c - u)
+
+    found = []
+    for seed in CALIBRATION:
+        halves.clear()
+        setup.draw(keeping, seed, setup.steps)
+        found.append([torch.stack(part) for part in zip(*halves, strict=True)])
+    unconditional, conditional = (torch.cat(part, 1) for part in zip(*found, strict=True))
+    return [conditional, unconditional]
+
+
+def _named(policy: str, **chosen: Any) -> tuple[str, str, Callable[[], dict[str, Any]]]:
+    name = f"{policy} " + ", ".join(f"{key}={value}" for key, value in chosen.items())
+    return name, policy, functools.partial(dict, **chosen)
+
+
+def _trained(setup: Setup) -> dict[str, Any]:
+    known = json.loads(TABLES.read_text()) if TABLES.exists() else {}
+    return dict(known.get(setup.name, {}).get("tables", {}))
+
+
+def compiled(model: Any, policy: str, chosen: Mapping[str, Any]) -> Any:
     return torch.compile(model, backend="laconic", options={"passes": [laconic.cache(policy, **chosen)]})
 
 
@@ -74,179 +140,310 @@ def counted_pieces() -> Iterator[list[int]]:
         cost: list[int] = []
 
         def piece(*args: Any) -> Any:
-            if not cost:
-                with FlopCounterMode(display=False) as counter:
-                    result = module(*args)
-                cost.append(counter.get_total_flops())
-            else:
+            if cost:
                 result = module(*args)
+            else:
+                result, flops = counted(lambda: module(*args))
+                cost.append(flops)
             run.append(cost[0])
             return result
 
         return piece
 
-    before = runner.compile_graph
-    runner.compile_graph = compile_graph
+    before = runner.compile_graph, entry.compile_graph
+    runner.compile_graph = entry.compile_graph = compile_graph
     try:
         yield run
     finally:
-        runner.compile_graph = before
+        runner.compile_graph, entry.compile_graph = before
 
 
-def record(model: nn.Module, batch: int, seed: int) -> Tensor:
-    """The outputs ``[steps, ...]`` of an uncached trajectory."""
-    noise, labels = noise_and_labels(batch, seed=seed)
-    outputs = []
-
-    def keeping(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        outputs.append(model(x, t, label))
-        return outputs[-1]
-
-    sample(keeping, noise, labels, STEPS)
-    return torch.stack(outputs)
+def distance(images: Tensor, reference: Tensor) -> float:
+    """Relative L2."""
+    return float((images - reference).norm() / reference.norm())
 
 
-def row(kind: str, name: str, share: float, images: Tensor, reference: Tensor) -> dict[str, Any]:
-    error = float((images - reference).norm() / reference.norm())
-    # Samples lie in [-1, 1], so the peak is 2.
+def row(kind: str, name: str, flops: float, images: Tensor, reference: Tensor, **more: Any) -> dict[str, Any]:
+    error = distance(images, reference)
+    # Samples lie about in [-1, 1], so the peak is 2.
     noise = float((images - reference).square().mean().sqrt())
     psnr = 20 * math.log10(2 / noise) if noise else math.inf
-    print(f"  {kind:<12} {name:<62} {share:6.3f}  {error:.5f}  {psnr:5.1f} dB", flush=True)
-    return {"kind": kind, "name": name, "flops": share, "relative_l2": error, "psnr": psnr}
+    print(f"  {kind:<12} {name:<68} {flops:6.3f}  {error:.5f}  {psnr:5.1f} dB", flush=True)
+    return {"kind": kind, "name": name, "flops": flops, "relative_l2": error, "psnr": psnr, **more}
 
 
-def curve(model: nn.Module, batch: int) -> list[dict[str, Any]]:
-    """Rows ``kind`` (laconic, fewer steps, peer), ``name``, ``flops`` (share), ``relative_l2``, ``psnr``."""
-    noise, labels = noise_and_labels(batch)
-    reference = sample(model, noise, labels, STEPS)
-    rows = []
-    for steps in range(10, 46, 5):
-        images = sample(model, noise, labels, steps)
-        rows.append(row("fewer steps", f"{steps} steps", steps / STEPS, images, reference))
-    with FlopCounterMode(display=False) as counter:
-        model(noise, torch.full((batch,), 0.3), labels)
-    full = STEPS * counter.get_total_flops()
-    outputs = record(model, batch, seed=1)
-    counts = (15, 18, 20, 22, 25, 28, 30, 33, 36, 40)
-    tables = {count: search_table(outputs, count, order=1, repay=0.5) for count in counts}
+def curve(setup: Setup, known: list[dict[str, Any]], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Rows ``kind`` (laconic, fewer steps, peer), ``name``, ``flops`` (share), ``relative_l2``, and at each budget.
+
+    Rows in ``known`` are not measured again; ``keep`` gets everything there is after each row.
+    """
+    full = setup.flops()
+    calibration, reference = (setup.samples(setup.model, seeds) for seeds in (CALIBRATION, EVALUATION))
+    rows = list(known)
+    done = {item["name"] for item in known}
+
+    def figures() -> dict[str, Any]:
+        return {
+            "setup": setup.name,
+            "calibration_seeds": CALIBRATION,
+            "evaluation_seeds": EVALUATION,
+            "machine": timing.machine(),
+            "rows": rows,
+        }
+
+    for share in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        steps = round(share * setup.steps)
+        if f"{steps} steps" not in done:
+            images = setup.samples(setup.model, EVALUATION, steps)
+            rows.append(row("fewer steps", f"{steps} steps", steps / setup.steps, images, reference))
+    for name, policy, chosen in settings(setup):
+        if name not in done:
+            (images, share), (chosen_on, chosen_share) = cached(setup, policy, chosen(), full)
+            by = {"flops": chosen_share, "relative_l2": distance(chosen_on, calibration)}
+            rows.append(row("laconic", name, share, images, reference, policy=policy, calibration=by))
+            keep(figures())
+    for choice in cache_peers.choices(setup):
+        # None of the peers knows of guidance in a graph.
+        if choice.name not in done and not isinstance(setup.model, GuidedDigits):
+            rows.append(peer_row(setup, choice, reference, full))
+            keep(figures())
+    return {**figures(), "budgets": at_budgets(rows, setup.steps)}
+
+
+def cached(setup: Setup, policy: str, chosen: Mapping[str, Any], full: int) -> list[tuple[Tensor, float]]:
+    """Samples and the share of the FLOPs, on the evaluation and on the calibration seeds."""
+    torch._dynamo.reset()
+    results = []
     with counted_pieces() as run:
-        for policy, chosen in settings(tables):
-            torch._dynamo.reset()
-            fast = compiled(model, policy, chosen)
-            with laconic.session(fast, steps=STEPS):
-                run.clear()
-                images = sample(fast, noise, labels, STEPS)
-            shown = {key: value for key, value in chosen.items() if key != "table"}
-            if "table" in chosen:
-                shown = {"table": f"searched, {sum(item for (item,) in chosen['table'])} computed", **shown}
-            name = f"{policy} " + ", ".join(f"{key}={value}" for key, value in shown.items())
-            rows.append(row("laconic", name, sum(run) / full, images, reference))
-
-    def draw(network: Any) -> Tensor:
-        return sample(network, noise, labels, STEPS)
-
-    for found in peers(model, draw, STEPS):
-        if "failed" in found:
-            print(f"  peer         {found['name']} failed: {found['failed']}", flush=True)
-            rows.append({"kind": "peer", **found})
-        else:
-            rows.append(row("peer", found["name"], found["share"], found["images"], reference))
-    return rows
+        fast = compiled(setup.model, policy, chosen)
+        for seeds in (EVALUATION, CALIBRATION):
+            run.clear()
+            found = []
+            for seed in seeds:
+                with laconic.session(fast, steps=setup.steps):
+                    found.append(setup.draw(fast, seed, setup.steps))
+            results.append((torch.cat(found), sum(run) / full / len(seeds)))
+    return results
 
 
-def at_budgets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lowest error of each kind at no more than each share of the FLOPs."""
+def peer_row(setup: Setup, choice: cache_peers.Choice, reference: Tensor, full: int) -> dict[str, Any]:
+    """Another library's cache, eagerly; that it fails is a row too."""
+    torch.manual_seed(0)
+    try:
+        peer = choice.make(setup)
+        found, flops = [], 0
+        for seed in EVALUATION:
+            peer.reset()
+            images, more = counted(lambda: setup.draw(peer.model, seed, setup.steps))  # noqa: B023
+            found.append(images)
+            flops += more
+        return row("peer", choice.name, flops / full / len(EVALUATION), torch.cat(found), reference)
+    except Exception as error:  # a peer's failure is a result
+        text = f"{type(error).__name__}: {error}".split("\n")[0][:160]
+        print(f"  peer         {choice.name} failed: {text}", flush=True)
+        return {"kind": "peer", "name": choice.name, "failed": text}
+
+
+def at_budgets(rows: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
+    """At each share of the FLOPs: laconic's choice on the calibration seeds, the others' best on the evaluation seeds.
+
+    ``best policies`` has, for each policy, its choice in the same way.
+    """
+    print("  settings chosen on the calibration seeds; peers and fewer steps have their best on the evaluation seeds")
     found = []
     for budget in BUDGETS:
-        best: dict[str, Any] = {"budget": budget}
-        for kind in ("laconic", "fewer steps", "peer"):
-            # Half a step of slack: budgets fall between numbers of steps.
-            within = [item for item in rows if item["kind"] == kind and item.get("flops", 2) <= budget + 0.5 / STEPS]
-            if within:
-                chosen = min(within, key=lambda item: item["relative_l2"])
-                best[kind] = {key: chosen[key] for key in ("name", "flops", "relative_l2")}
-        found.append(best)
-        line = "   ".join(f"{kind} {item['relative_l2']:.5f}" for kind, item in best.items() if kind != "budget")
-        print(f"  at {budget:.0%} of the FLOPs: {line}", flush=True)
+        # Half a step of slack: budgets fall between numbers of steps.
+        limit = budget + 0.5 / steps
+
+        def best(candidates: list[dict[str, Any]], key: str | None, limit: float = limit) -> dict[str, Any] | None:
+            within = [item for item in candidates if (item[key] if key else item).get("flops", 2) <= limit]
+            chosen = min(within, key=lambda item: (item[key] if key else item)["relative_l2"], default=None)
+            return {name: chosen[name] for name in ("name", "flops", "relative_l2")} if chosen else None
+
+        own = [item for item in rows if item["kind"] == "laconic"]
+        line: dict[str, Any] = {"budget": budget, "laconic": best(own, "calibration")}
+        for kind in ("fewer steps", "peer"):
+            line[kind] = best([item for item in rows if item["kind"] == kind], None)
+        policies = sorted({item["policy"] for item in own})
+        line["best policies"] = {
+            name: best([item for item in own if item["policy"] == name], "calibration") for name in policies
+        }
+        found.append(line)
+        texts = [f"{kind} {line[kind]['relative_l2']:.5f}" for kind in ("laconic", "fewer steps", "peer") if line[kind]]
+        print(f"  at {budget:.0%} of the FLOPs: {'   '.join(texts)}   ({(line['laconic'] or {}).get('name')})")
     return found
 
 
-def wall(model: nn.Module, batch: int, rounds: int) -> list[dict[str, Any]]:
+def wall(setup: Setup, rounds: int) -> dict[str, Any]:
     """Trajectories in turns: the median over rounds of the time relative to the plain compile's, beside the FLOPs."""
-    noise, labels = noise_and_labels(batch)
-    variants: dict[str, tuple[Any, float]] = {"torch.compile": (torch.compile(model), 1.0)}
+    steps = setup.steps
+    variants: dict[str, tuple[Any, float, int]] = {"torch.compile": (torch.compile(setup.model), 1.0, steps)}
     for interval in (2, 3, 4):
-        table = [step % interval == 0 or step == STEPS - 1 for step in range(STEPS)]
-        fast = compiled(model, "taylor", {"interval": interval, "repay": 0.5})
-        variants[f"taylor interval={interval}"] = (fast, sum(table) / STEPS)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(-1, rounds):
-        for name, (network, _) in variants.items():
+        count = sum(step % interval == 0 or step == steps - 1 for step in range(steps))
+        fast = compiled(setup.model, "taylor", {"interval": interval, "repay": 0.5})
+        variants[f"taylor interval={interval}"] = (fast, count / steps, steps)
+    table = laconic.search_table(setup.outputs(CALIBRATION), steps // 2, order=1)
+    variants["static, searched"] = (compiled(setup.model, "static", {"table": table, "order": 1}), 0.5, steps)
+    variants["fewer steps"] = (variants["torch.compile"][0], 0.5, steps // 2)
+
+    def run(network: Any, count: int) -> None:
+        if count < steps or network is variants["torch.compile"][0]:
+            setup.draw(network, 0, count)
+        else:
+            with laconic.session(network, steps=steps):
+                setup.draw(network, 0, steps)
+
+    seconds = in_turns({name: lambda v=value: run(v[0], v[2]) for name, value in variants.items()}, rounds)
+    return {name: timed(name, seconds, share) for name, (_, share, _) in variants.items()}
+
+
+def in_turns(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each by round, after two rounds that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for turn in range(-2, rounds):
+        # The order turns, so that no variant always runs with another's leftovers in the cache.
+        start = turn % len(names)
+        for name in (*names[start:], *names[:start]):
             begin = time.perf_counter()
-            if name == "torch.compile":
-                sample(network, noise, labels, STEPS)
-            else:
-                with laconic.session(network, steps=STEPS):
-                    sample(network, noise, labels, STEPS)
+            runs[name]()
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - begin)
-    base = seconds["torch.compile"]
-    found = []
-    for name, (_, share) in variants.items():
-        ratio = statistics.median(mine / other for mine, other in zip(seconds[name], base, strict=True))
-        found.append({"name": name, "flops": share, "time": ratio})
-        print(f"  {name:<24} FLOPs {share:.3f}   time {ratio:.3f}   time / FLOPs {ratio / share:.3f}", flush=True)
-    return found
+    return seconds
 
 
-def overhead(model: nn.Module, batch: int, rounds: int) -> dict[str, float]:
-    """Time per call relative to the unsplit compile: calls in turns, median over rounds of the ratio within a round."""
-    variants = {
-        "unsplit compile": torch.compile(model),
-        "threshold 0": compiled(model, "easycache", {"threshold": 0}),
+def timed(name: str, seconds: Mapping[str, list[float]], share: float, base: str = "torch.compile") -> dict[str, Any]:
+    pairs = zip(seconds[name], seconds[base], strict=True)
+    ratio = statistics.median(mine / other for mine, other in pairs)
+    print(f"  {name:<44} FLOPs {share:.3f}   time {ratio:.3f}   time / FLOPs {ratio / share:.3f}", flush=True)
+    milliseconds = 1000 * statistics.median(seconds[name])
+    return {"flops": share, "time": ratio, "time_over_flops": ratio / share, "milliseconds": milliseconds}
+
+
+def peers_time(setup: Setup, rounds: int, names: list[str]) -> dict[str, Any]:
+    """One setting of each library, compiled, interleaved with the plain compile and with laconic."""
+    from torch._dynamo.utils import counters
+
+    full = setup.flops()
+    plain = torch.compile(setup.model)
+    fast = compiled(setup.model, "taylor", {"interval": 2})
+
+    def ours() -> None:
+        with laconic.session(fast, steps=setup.steps):
+            setup.draw(fast, 0, setup.steps)
+
+    runs: dict[str, Callable[[], Any]] = {"torch.compile": lambda: setup.draw(plain, 0, setup.steps)}
+    runs["laconic taylor interval=2"] = ours
+    shares = {"torch.compile": 1.0, "laconic taylor interval=2": math.ceil(setup.steps / 2 + 0.5) / setup.steps}
+    more: dict[str, dict[str, Any]] = {}
+    for choice in cache_peers.choices(setup):
+        if not choice.timed or not any(name in choice.name for name in names):
+            continue
+        try:
+            peer = choice.make(setup)
+            peer.reset()
+            shares[choice.name] = counted(lambda peer=peer: setup.draw(peer.model, 0, setup.steps))[1] / full
+            counters.clear()
+            network = torch.compile(peer.model)
+
+            def run(peer: cache_peers.Peer = peer, network: Any = network) -> None:
+                peer.reset()
+                setup.draw(network, 0, setup.steps)
+
+            run(), run()
+            more[choice.name] = {
+                "graph_breaks": sum(counters["graph_break"].values()),
+                "graphs": counters["stats"]["unique_graphs"],
+            }
+            runs[choice.name] = run
+        except Exception as error:  # a peer's failure is a result
+            more[choice.name] = {"failed": f"{type(error).__name__}: {error}".split("\n")[0][:160]}
+            print(f"  {choice.name} failed: {more[choice.name]['failed']}", flush=True)
+    seconds = in_turns(runs, rounds)
+    found = {name: timed(name, seconds, shares[name]) for name in runs}
+    return {name: {**found.get(name, {}), **more.get(name, {})} for name in {**found, **more}}
+
+
+def overhead(setup: Setup, rounds: int) -> dict[str, Any]:
+    """Time of three calls relative to the unsplit compile, in turns; the median of the ratios within a round."""
+    off: dict[str, tuple[str, dict[str, Any]]] = {
+        "easycache, threshold 0": ("easycache", {"threshold": 0}),
+        "first-block, threshold 0": ("first-block", {"threshold": 0}),
+        "taylor at every layer, interval 1": ("taylor", {"level": "layers", "interval": 1}),
         # Every call is decided and recorded, and computed: the controller's own cost.
-        "deciding, never reusing": compiled(model, "easycache", {"threshold": 1e-12}),
+        "easycache, deciding and never reusing": ("easycache", {"threshold": 1e-12}),
+        "first-block, deciding and never reusing": ("first-block", {"threshold": 1e-12}),
     }
-    noise, labels = noise_and_labels(batch)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    with torch.no_grad(), laconic.session(variants["threshold 0"], variants["deciding, never reusing"], steps=10**6):
-        for turn in range(-3, rounds):
-            t = torch.full((batch,), (turn % STEPS) / STEPS)
-            # The order turns, so that no variant always runs with another's leftovers in the cache.
-            names = list(variants)[turn % 3 :] + list(variants)[: turn % 3]
-            for name in names:
-                begin = time.perf_counter()
-                variants[name](noise + t[0], t, labels)
-                if turn >= 0:
-                    seconds[name].append(time.perf_counter() - begin)
-    base = seconds["unsplit compile"]
-    ratios = {
-        name: statistics.median(mine / other for mine, other in zip(taken, base, strict=True))
-        for name, taken in seconds.items()
-    }
-    for name, ratio in ratios.items():
-        print(f"  {name:<26} {ratio:.3f}x the unsplit compile")
-    return ratios
+    fast = {name: compiled(setup.model, *choice) for name, choice in off.items()}
+    variants = {"unsplit compile": torch.compile(setup.model), **fast}
+    figures: dict[str, Any] = {}
+    with laconic.session(*fast.values(), steps=10**6), torch.no_grad():
+        ends = {name: setup.draw(network, 0, 3) for name, network in variants.items()}
+        seconds = in_turns({name: lambda v=value: setup.draw(v, 0, 3) for name, value in variants.items()}, rounds)
+    for name in variants:
+        figures[name] = timed(name, seconds, 1.0, "unsplit compile")
+        figures[name]["relative_l2_to_unsplit"] = distance(ends[name], ends["unsplit compile"])
+    return figures
+
+
+def train(setup: Setup, costs: list[float], iterations: int) -> dict[str, Any]:
+    """HarmoniCa tables of routers trained on the calibration seeds, by cost; the samples are a small batch of them."""
+    tables = {}
+    for cost in costs:
+        begin = time.perf_counter()
+        torch._dynamo.reset()
+
+        def sampler(network: Any, iteration: int) -> Tensor:
+            return setup.draw(network, CALIBRATION[iteration % len(CALIBRATION)], setup.steps)
+
+        router = laconic.train_router(
+            setup.model, sampler, steps=setup.steps, iterations=iterations, cost=cost, rate=0.05, reweigh=10**6
+        )
+        table = router.table()
+        computed = sum(map(sum, table)) / sum(map(len, table))
+        print(f"  cost {cost}: {computed:.3f} of the layers computed, {time.perf_counter() - begin:.0f} s", flush=True)
+        tables[str(cost)] = [[int(value) for value in line] for line in table]
+    known = json.loads(TABLES.read_text()) if TABLES.exists() else {}
+    mine = known.setdefault(setup.name, {"iterations": iterations, "rate": 0.05, "seeds": CALIBRATION, "tables": {}})
+    mine["tables"] |= tables
+    TABLES.write_text(json.dumps(known) + "\n")
+    return {cost: sum(map(sum, table)) for cost, table in tables.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=16)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("curve", "time", "peers-time", "overhead", "train"))
+    parser.add_argument("--setup", choices=list(SETUPS), default="digits")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", choices=("overhead", "curve", "time"))
-    parser.add_argument("--out", default=str(HERE / "results" / "cache.json"))
+    parser.add_argument("--costs", nargs="*", type=float, default=[0.1, 0.3], help="of the routers to train")
+    parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--peers", nargs="*", default=[""], help="parts of the names of peers to time")
+    parser.add_argument("--afresh", action="store_true", help="measure rows again that are there already")
+    parser.add_argument("--out", type=Path, default=RESULTS / "cache.json")
     arguments = parser.parse_args()
-    model, _ = load()
-    figures: dict[str, Any] = {"batch": arguments.batch, "steps": STEPS}
-    if arguments.only in (None, "curve"):
-        figures["curve"] = curve(model, arguments.batch)
-        figures["budgets"] = at_budgets(figures["curve"])
-    torch._dynamo.reset()
-    if arguments.only in (None, "time"):
-        figures["time"] = wall(model, arguments.batch, arguments.rounds)
-    if arguments.only in (None, "overhead"):
-        figures["overhead"] = overhead(model, arguments.batch, 6 * arguments.rounds)
-    timing.save(arguments.out, "cache", figures)
+    if arguments.rounds < 7:
+        parser.error("at least 7 rounds")
+    setup = SETUPS[arguments.setup]()
+    print(f"{setup.name}: {arguments.part}")
+    if arguments.part == "train":
+        train(setup, arguments.costs, arguments.iterations)
+        return
+    known = json.loads(arguments.out.read_text())["figures"] if arguments.out.exists() else {}
+    mine = known.setdefault(arguments.setup, {})
+
+    def keep(figures: dict[str, Any]) -> None:
+        mine[arguments.part] = figures
+        timing.save(str(arguments.out), "cache", known)
+
+    before = mine.get(arguments.part, {}).get("rows", {}) if not arguments.afresh else {}
+    if arguments.part == "curve":
+        keep(curve(setup, list(before), keep))
+        return
+    measure = {"time": wall, "overhead": overhead}.get(arguments.part)
+    rows = measure(setup, arguments.rounds) if measure else peers_time(setup, arguments.rounds, arguments.peers)
+    if arguments.part == "peers-time":
+        rows = {**before, **rows}
+    keep({"setup": setup.name, "rounds": arguments.rounds, "machine": timing.machine(), "rows": rows})
 
 
 if __name__ == "__main__":

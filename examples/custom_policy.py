@@ -6,6 +6,7 @@ on the host before each call whether it runs, and says what a skipped one return
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,4 +99,6 @@ def main(steps: int = 20) -> tuple[float, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=20)
+    main(parser.parse_args().steps)

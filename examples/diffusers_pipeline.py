@@ -18,14 +18,17 @@ import laconic
 STEPS = 20
 
 
-def small_pipeline() -> FluxPipeline:
-    """Flux with 2 + 4 blocks and a small VAE. Prompts come as embeddings, so it needs no text encoder."""
+def small_pipeline(blocks: int = 2) -> FluxPipeline:
+    """Flux with ``blocks`` double and twice as many single blocks, and a small VAE.
+
+    Prompts come as embeddings, so it needs no text encoder.
+    """
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
-        num_layers=2,
-        num_single_layers=4,
+        num_layers=blocks,
+        num_single_layers=2 * blocks,
         attention_head_dim=16,
         num_attention_heads=4,
         joint_attention_dim=32,
@@ -75,9 +78,9 @@ def picture(pipe: FluxPipeline, steps: int, guidance: bool) -> Tensor:
     return result.images[0]
 
 
-def run(policy: str, settings: dict[str, Any], steps: int = STEPS) -> dict[str, dict[str, Any]]:
+def run(policy: str, settings: dict[str, Any], steps: int = STEPS, blocks: int = 2) -> dict[str, dict[str, Any]]:
     """Plain and cached pictures, with and without guidance: the largest difference of a pixel, and the summary."""
-    pipe = small_pipeline()
+    pipe = small_pipeline(blocks)
     plain = {guidance: picture(pipe, steps, guidance) for guidance in (False, True)}
 
     options = {"passes": [laconic.cache(policy, **settings)]}
@@ -98,8 +101,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policy", default="taylor")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--blocks", type=int, default=2)
     arguments = parser.parse_args()
-    for name, row in run(arguments.policy, {}, arguments.steps).items():
+    for name, row in run(arguments.policy, {}, arguments.steps, arguments.blocks).items():
         print(f"{name}: largest difference of a pixel {row['difference']:.4f}")
         print(row["summary"])
 

@@ -45,6 +45,53 @@ def test_a_first_order_step_is_the_schedulers(name: str) -> None:
     torch.testing.assert_close(solver.alphas[5] * x0 + solver.sigmas[5] * noise, x)
 
 
+EVERY = {
+    "ddim": {},
+    "ddim, clipped": {"clip_sample": True},
+    "ddim, v": {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    "ddim, sample": {"prediction_type": "sample", "timestep_spacing": "linspace"},
+    "dpm++": {},
+    "dpm++, v": {"prediction_type": "v_prediction", "use_karras_sigmas": True},
+    "dpm++, flow": {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
+    "flow": {},
+    "flow, shifted": {"shift": 3.0},
+}
+
+
+@pytest.mark.parametrize("name", list(EVERY))
+def test_clean_estimates_are_the_schedulers_in_every_step(name: str) -> None:
+    """x0 of the adapter against what the scheduler itself makes of the same outputs, along its own trajectory."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    settings: dict[str, Any] = dict(EVERY[name])
+    kind = name.split(",")[0]
+    if kind == "ddim":
+        scheduler = DDIMScheduler(**{"clip_sample": False, **settings})
+    elif kind == "dpm++":
+        scheduler = DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2, **settings)
+    else:
+        scheduler = FlowMatchEulerDiscreteScheduler(**settings)
+    scheduler.set_timesteps(10)
+    solver = solver_of(scheduler)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    for step, time in enumerate(scheduler.timesteps):
+        y = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        clean, noise = solver.clean(y, x, step)
+        made = scheduler.step(y, time, x)
+        if kind == "ddim":
+            torch.testing.assert_close(clean, made.pred_original_sample, rtol=1e-5, atol=1e-5)
+        elif kind == "dpm++":
+            torch.testing.assert_close(clean, scheduler.model_outputs[-1].double(), rtol=1e-4, atol=1e-4)
+        else:  # it never says, but it noises samples in the same terms
+            mixed = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+            mixed.set_timesteps(10)
+            torch.testing.assert_close(mixed.scale_noise(clean, time[None], noise), x, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(y, noise - clean)
+        x = made.prev_sample.double()
+    assert solver.clip == (1.0 if name == "ddim, clipped" else None)
+
+
 def play(tracker: SadaTracker, network: Callable[[Tensor, int], Tensor], steps: int) -> tuple[list[bool], Tensor]:
     x, reused = torch.ones(4, dtype=torch.float64), []
     for step in range(steps):
@@ -130,6 +177,8 @@ def test_with_a_scheduler(name: str) -> None:
 
 
 def test_mistakes_are_named() -> None:
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
     with pytest.raises(TypeError, match="solver_of"):
         laconic.cache("sada", solver="ddim")
     with pytest.raises(ValueError, match="period must be above 0"):
@@ -142,6 +191,14 @@ def test_mistakes_are_named() -> None:
         scheduler = DDPMScheduler()
         scheduler.set_timesteps(5)
         solver_of(scheduler)
+    for made, text in [
+        (DDIMScheduler(thresholding=True), "thresholding"),
+        (DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"), "draws noise"),
+        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "draws noise"),
+    ]:
+        made.set_timesteps(5)
+        with pytest.raises(laconic.UserError, match=text):
+            solver_of(made)
     solver = Solver((0.0, 1.0), (1.0, 0.0), "flow")
     with pytest.raises(laconic.UserError, match="1 steps and the session 9"):
         SadaTracker(Sada(solver=solver)).decide(Moment(0, 9), [torch.ones(2)])

@@ -12,12 +12,13 @@ from torch.fx import GraphModule
 from ..passes.base import Disable, Pass, UserError
 from ..passes.report import GraphReport
 from . import registry
+from .collector import old_objects_at_rest
 from .debug import Dump
-from .inductor import ProcessorProbe, compile_graph
+from .inductor import ProcessorProbe
 from .kernels import register as register_kernels
 from .options import Options
 from .pipeline import rewrite
-from .runner import build, real_inputs
+from .runner import build, compile_whole, real_inputs
 
 OLDEST_TORCH = (2, 11)
 
@@ -91,14 +92,15 @@ def _compile(module: GraphModule, inputs: Sequence[Any], options: Options) -> Ca
     report = GraphReport(number, len(module.graph.nodes), device=_device(inputs))
     dump = Dump.of(options.debug, number)
     probe = ProcessorProbe(inputs)
-    rewritten = rewrite(module, inputs, options, report, dump)
-    probe.wait()
-    graph = rewritten.graph
-    report.nodes_after = len((graph.module if graph is not None else module).graph.nodes)
-    if graph is None:
-        compiled = compile_graph(module, inputs, options)
-    else:
-        compiled = build(graph, real_inputs(graph, inputs), rewritten.cutting, options, report)
+    with old_objects_at_rest():
+        rewritten = rewrite(module, inputs, options, report, dump)
+        probe.wait()
+        graph = rewritten.graph
+        report.nodes_after = len((graph.module if graph is not None else module).graph.nodes)
+        if graph is None:
+            compiled = compile_whole(module, inputs, options)
+        else:
+            compiled = build(graph, real_inputs(graph, inputs), rewritten.cutting, options, report)
     # Only now: Dynamo may stop and restart inside the compiler, and would call us again for the same frame.
     registry.commit(registry.Entry(registry.current_origin(), report, dump.sources))
     dump.finish(report)

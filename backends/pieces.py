@@ -31,42 +31,59 @@ def compile_pieces(
     compile_piece: CompilePiece,
     report: GraphReport,
     error_budget: float | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> Callable[..., Any]:
     """The callable of a cut graph, whose cached regions the host decides on; it returns the outputs as a tuple.
 
-    ``inputs`` are the example inputs by position; nothing of them is kept. Raises what ``compile_piece`` raises.
+    ``inputs`` are the example inputs by position; nothing of them is kept. ``ready`` is called once, before any piece
+    first runs. Raises what ``compile_piece`` raises.
     """
     slots: dict[Node, int] = {node: index for index, node in enumerate(graph.placeholders)}
     values = dict(zip(graph.placeholders, inputs, strict=True))
     desk = Desk.of(graph, report)
-    builder = _Builder(graph, values, compile_piece, slots, desk, cutting, error_budget)
+    builder = _Builder(graph, values, slots, desk, cutting, error_budget)
     stages = builder.stages(cutting.parts)
-    report.pieces = (builder.count, builder.compiled)
+    # The largest first: its kernels are compiled to machine code while the others are lowered.
+    for piece in sorted(builder.pieces, key=lambda piece: -len(piece.part.nodes)):
+        compiled = compile_piece(extract(graph, piece.part), piece.examples)
+        for stage in piece.stages:
+            stage.compiled = compiled
+    report.pieces = (builder.count, len(builder.pieces))
     template = [slots[value] if isinstance(value, Node) else Constant(value) for value in _results(graph)]
-    return Runner(stages, len(slots), template, desk)
+    return Runner(stages, len(slots), template, desk, ready)
+
+
+@dataclass(eq=False)
+class _Piece:
+    """A part to be compiled, the values it is compiled with, and every stage that will call it."""
+
+    part: Part
+    examples: list[Any]
+    stages: list[Stage] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class _Builder:
-    """Compiles parts and gives every value that crosses a border a slot."""
+    """Finds the pieces to compile and gives every value that crosses a border a slot."""
 
     graph: NormalGraph
     values: dict[Node, Any]
-    compile_piece: CompilePiece
     slots: dict[Node, int]
     desk: Desk
     cutting: Cutting
     error_budget: float | None
     count: int = 0
-    compiled: int = 0
-    known: dict[Any, Callable[..., Any]] = field(default_factory=dict)
+    pieces: list[_Piece] = field(default_factory=list)
+    known: dict[Any, _Piece] = field(default_factory=dict)
 
     def stages(self, parts: Sequence[Part]) -> list[Stage]:
         """The stages of ``parts``, those inside first."""
         made = []
         for part in parts:
-            compiled = None if part.parts else self._compiled(part)
-            stage = Stage(compiled, self._numbers(part.inputs), self._numbers(part.outputs), self.stages(part.parts))
+            piece = None if part.parts else self._piece(part)
+            stage = Stage(None, self._numbers(part.inputs), self._numbers(part.outputs), self.stages(part.parts))
+            if piece is not None:
+                piece.stages.append(stage)
             if part.region is not None:
                 stage.controller = control(self.desk, part.region, self.cutting.records[part.region], self.error_budget)
                 stage.entries = self._numbers(part.region.entries)
@@ -77,7 +94,8 @@ class _Builder:
     def _numbers(self, nodes: Sequence[Node]) -> tuple[int, ...]:
         return tuple(self.slots.setdefault(node, len(self.slots)) for node in nodes)
 
-    def _compiled(self, part: Part) -> Callable[..., Any]:
+    def _piece(self, part: Part) -> _Piece:
+        """What is compiled for a part: the piece of an equal one, if there was one."""
         self.count += 1
         if part.region is not None:
             # The host wants the exits, in the region's order.
@@ -86,8 +104,8 @@ class _Builder:
         key = key_of(self.graph, part, examples) if self.cutting.share else None
         known = self.known.get(key) if key is not None else None
         if known is None:
-            self.compiled += 1
-            known = self.compile_piece(extract(self.graph, part), examples)
+            known = _Piece(part, examples)
+            self.pieces.append(known)
             if key is not None:
                 self.known[key] = known
         return known
@@ -157,14 +175,26 @@ def _run(stages: Sequence[Stage], slots: list[Any], turn: Turn | None) -> None:
 class Runner:
     """Runs the stages in order over a list of slots; the first slots are the graph's inputs."""
 
-    def __init__(self, stages: Sequence[Stage], size: int, template: Sequence[int | Constant], desk: Desk) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        size: int,
+        template: Sequence[int | Constant],
+        desk: Desk,
+        ready: Callable[[], None],
+    ) -> None:
         self.stages = list(stages)
         self.size = size
         self.template = list(template)
         self.desk = desk if desk.controllers else None
+        self.ready: Callable[[], None] | None = ready
         _free(self.stages, {item for item in self.template if isinstance(item, int)})
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
+        if self.ready is not None:
+            # The machine code of the pieces was compiled beside Dynamo's work; if it failed, it fails here every time.
+            self.ready()
+            self.ready = None
         slots: list[Any] = [*args, *[None] * (self.size - len(args))]
         if self.desk is None:
             _run(self.stages, slots, None)

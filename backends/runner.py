@@ -25,13 +25,10 @@ def build(
     cut, if anywhere.
     """
 
-    def compile_piece(module: torch.fx.GraphModule, values: Sequence[Any]) -> Callable[..., Any]:
-        return compile_graph(module, values, options)
-
-    if cutting is not None:
-        compiled = compile_pieces(graph, inputs, cutting, compile_piece, report, options.error_budget)
+    if cutting is None:
+        compiled = compile_whole(graph.module, inputs, options)
     else:
-        compiled = compile_piece(graph.module, inputs)
+        compiled = _in_pieces(graph, inputs, cutting, options, report)
     prepare = prepared_inputs(graph)
     if prepare is None:
         return compiled
@@ -40,6 +37,28 @@ def build(
         return compiled(*args, *prepare(args))
 
     return run
+
+
+def compile_whole(module: torch.fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+    """Compile one graph as it is. Raises what Inductor raises."""
+    from .kernel_units import kernel_units  # brings Inductor, which a model that is only explained does not need
+
+    with kernel_units() as ready:
+        compiled = compile_graph(module, inputs, options)
+    ready()
+    return compiled
+
+
+def _in_pieces(
+    graph: NormalGraph, inputs: Sequence[Any], cutting: Cutting, options: Options, report: GraphReport
+) -> Callable[..., Any]:
+    from .kernel_units import kernel_units
+
+    def compile_piece(module: torch.fx.GraphModule, values: Sequence[Any]) -> Callable[..., Any]:
+        return compile_graph(module, values, options)
+
+    with kernel_units() as ready:
+        return compile_pieces(graph, inputs, cutting, compile_piece, report, options.error_budget, ready)
 
 
 def prepared_inputs(graph: NormalGraph) -> PreparedInputs | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -43,10 +44,10 @@ class SiteRecord:
             source=site.source,
             form=site.form,
             fields=site.fields(),
-            flops=str(site.flops),
-            bytes=str(site.bytes),
-            flops_value=_evaluate(site.flops, site.dimensions),
-            bytes_value=_evaluate(site.bytes, site.dimensions),
+            flops=_spelled(site.flops),
+            bytes=_spelled(site.bytes),
+            flops_value=_evaluate(site.flops, tuple(site.dimensions.items())),
+            bytes_value=_evaluate(site.bytes, tuple(site.dimensions.items())),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -247,8 +248,15 @@ def _count(sites: Sequence[SiteRecord]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "no sites"
 
 
-def _evaluate(expression: sympy.Expr, dimensions: dict[str, int]) -> int | None:
-    value = sympy.sympify(expression).subs({sympy.Symbol(name): size for name, size in dimensions.items()})
-    free = {symbol.name: symbol for symbol in value.free_symbols}
-    value = value.subs({symbol: dimensions[name] for name, symbol in free.items() if name in dimensions})
+# Layers repeat, and with them what they cost: spelling and evaluating an expression anew takes longer than finding it.
+@functools.lru_cache(maxsize=1024)
+def _spelled(expression: sympy.Expr) -> str:
+    return str(expression)
+
+
+@functools.lru_cache(maxsize=1024)
+def _evaluate(expression: sympy.Expr, dimensions: tuple[tuple[str, int], ...]) -> int | None:
+    sizes = dict(dimensions)
+    value = sympy.sympify(expression)
+    value = value.subs({symbol: sizes[symbol.name] for symbol in value.free_symbols if symbol.name in sizes})
     return int(value) if value.is_number else None

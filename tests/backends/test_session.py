@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import laconic
-from laconic.backends import entry, runner, session
+from laconic.backends import runner, session
 from laconic.passes.base import FACTORIES, Factory, Pass, PlanContext
 from laconic.passes.measure import relative_l2
 from laconic.passes.plan import CachedRegion, Plan
@@ -68,7 +68,6 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pieces]:
         return run
 
     monkeypatch.setattr(runner, "compile_graph", compile_graph)
-    monkeypatch.setattr(entry, "compile_graph", compile_graph)
     yield count
     torch._dynamo.reset()
 

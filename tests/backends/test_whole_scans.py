@@ -108,7 +108,6 @@ def for_this_backend(function: Callable[..., Any], *args: Any, **settings: Any) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(entry, "rewrite", counted)
         patch.setattr(runner, "compile_graph", as_it_is)
-        patch.setattr(entry, "compile_graph", as_it_is)
         compiled = torch.compile(function, backend="laconic", fullgraph=True, **settings)
         return compiled(*args), sum(seen), laconic.report(compiled)
 

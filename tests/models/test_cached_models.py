@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import laconic
-from laconic.backends import entry, pipeline, runner
+from laconic.backends import pipeline, runner
 from laconic.passes.base import PlanContext
 from laconic.passes.cache_levels import regions_at
 from laconic.passes.cache_static import Static
@@ -70,7 +70,6 @@ def compiled_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return module
 
     monkeypatch.setattr(runner, "compile_graph", compile_graph)
-    monkeypatch.setattr(entry, "compile_graph", compile_graph)
     yield count
     torch._dynamo.reset()
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from laconic.backends import entry, runner
+from laconic.backends import runner
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -28,7 +28,6 @@ def eager_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         return module
 
     monkeypatch.setattr(runner, "compile_graph", compile_graph)
-    monkeypatch.setattr(entry, "compile_graph", compile_graph)
 
 
 def test_a_policy_of_ones_own() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import laconic
-from laconic.backends import entry, runner
+from laconic.backends import runner
 from laconic.passes.cache_guidance import AdaptiveTracker, LinearTracker, fit_guidance
 from laconic.passes.reuse import Moment
 
@@ -58,8 +58,7 @@ def compiled(policy: str, **settings: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def eager_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (runner, entry):
-        monkeypatch.setattr(module, "compile_graph", lambda graph, inputs, options: graph)
+    monkeypatch.setattr(runner, "compile_graph", lambda graph, inputs, options: graph)
 
 
 def reference(unguided: dict[int, Any]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import laconic
-from laconic.backends import entry, runner
+from laconic.backends import runner
 from laconic.backends.cutting import cut
 from laconic.passes import share_blocks as share_blocks_verb
 from laconic.passes.cached_regions import around_branch, stacks
@@ -88,7 +88,6 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
         return run
 
     monkeypatch.setattr(runner, "compile_graph", compile_graph)
-    monkeypatch.setattr(entry, "compile_graph", compile_graph)
     yield count
     torch._dynamo.reset()
 
@@ -184,8 +183,9 @@ def test_packed_weights_go_to_their_own_block(eager: Compiled) -> None:
     compiled = fast(model, quantize)
     torch.testing.assert_close(compiled(x), whole, rtol=0, atol=1e-6)
     assert len(eager.pieces) - 1 <= 4 and eager.runs - 1 == 7
-    block = eager.pieces[-2].graph.find_nodes(op="call_function", target=torch.ops.laconic.int8_linear.default)
-    assert len(block) == 4
+    target = torch.ops.laconic.int8_linear.default
+    counts = [len(piece.graph.find_nodes(op="call_function", target=target)) for piece in eager.pieces[1:]]
+    assert max(counts) == 4
 
 
 @torch.no_grad()

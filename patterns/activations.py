@@ -6,7 +6,9 @@ Testing values instead of matching spellings finds a function however it is writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -48,6 +50,24 @@ GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """Functions of gate and up together that are no product with an activation, by name."""
 
+PARAMETRIC: dict[str, Callable[..., Tensor]] = {
+    # Yu et al. 2022, "MetaFormer baselines for vision", equation 8.
+    "star_relu": lambda x, scale, offset: scale * functional.relu(x).square() + offset,
+    # Huang and Schlag 2024, "Deriving activation functions using integration", equation 8.
+    "xielu": lambda x, above, below, slope, most: torch.where(
+        x > 0,
+        functional.softplus(above) * x * x + slope * x,
+        (torch.expm1(torch.minimum(x, most)) - x) * (slope + functional.softplus(below)) + slope * x,
+    ),
+    "prelu": lambda x, slope: torch.where(x > 0, x, slope * x),
+}
+"""Functions with stored numbers of their own, given after ``x``, by name."""
+
+
+def activate(name: str, x: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
+    """``x`` through the function called ``name``; ``parameters`` are its own numbers, each of one element."""
+    return PARAMETRIC[name](x, *parameters) if name in PARAMETRIC else ACTIVATIONS[name](x)
+
 
 def gate_with(activation: str, gate: Tensor, up: Tensor) -> Tensor:
     """The hidden value of a gated layer: ``activation(gate) * up``, or a function of :data:`GATED`."""
@@ -55,10 +75,26 @@ def gate_with(activation: str, gate: Tensor, up: Tensor) -> Tensor:
 
 
 ARITHMETIC = frozenset(
-    {"add", "sub", "rsub", "mul", "div", "true_divide", "neg", "pow", "square", "sqrt", "rsqrt", "reciprocal", "abs"}
+    {
+        "add",
+        "addcmul",
+        "addcdiv",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "true_divide",
+        "neg",
+        "pow",
+        "square",
+        "sqrt",
+        "rsqrt",
+        "reciprocal",
+        "abs",
+    }
     | {"exp", "expm1", "log", "log1p", "erf", "erfc", "tanh", "sigmoid", "log_sigmoid", "clamp", "clamp_min"}
     | {"clamp_max", "maximum", "minimum", "relu", "relu6", "gelu", "silu", "mish", "softplus", "elu", "selu", "celu"}
-    | {"leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "softsign", "threshold"}
+    | {"prelu", "leaky_relu", "hardtanh", "hardswish", "hardsigmoid", "softsign", "threshold"}
     | {"where", "masked_fill", "gt", "ge", "lt", "le", "sign", "heaviside"}
 )
 """Operations that act on each element alone (given that their tensor operands do)."""
@@ -84,12 +120,17 @@ def _known() -> tuple[tuple[str, Tensor, Tensor], ...]:
     return tuple((name, function(first), function(second)) for name, function in ACTIVATIONS.items())
 
 
-_NAMED: dict[str, tuple[str, int] | None] = {}
+# The activation, the value it is applied to, and the order of its own numbers.
+Found = tuple[str, int, tuple[int, ...]]
+
+_NAMED: dict[str, Found | None] = {}
 
 
 def elementwise(node: Node) -> bool:
     """True for an operation that acts on each element alone, in place or not."""
     name = operation(node)
+    if name in ("min", "max"):
+        return len(node.args) == 2 and isinstance(node.args[1], Node)
     return name in ARITHMETIC or (mutates(node) and name.removesuffix("_") in ARITHMETIC)
 
 
@@ -103,36 +144,53 @@ def nearest(result: Tensor) -> str | None:
     return next((name for name, first, _ in _known() if _equal(result, first)), None)
 
 
-def recognise(region: Sequence[Node], leaves: Mapping[Node, int]) -> tuple[str, int] | None:
+def recognise(region: Sequence[Node], leaves: Mapping[Node, int], own: Sequence[Node] = ()) -> Found | None:
     """What a region of arithmetic computes from one or two values: the activation, and the value it is applied to.
 
     ``region`` is in graph order and its last node is the result; ``leaves`` says which value (0 or 1) each node it
     reads is. With two values the result is the activation of one times the other; with one it is the activation
-    itself. None: no function of :data:`ACTIVATIONS`.
+    itself. ``own`` are stored numbers it reads besides; the order in which the activation takes them is the third
+    part of the result. None: no function of :data:`ACTIVATIONS` or :data:`PARAMETRIC`.
     """
-    key = _text(region, leaves)
+    key = _text(region, {node: f"x{index}" for node, index in leaves.items()} | {n: f"p{i}" for i, n in enumerate(own)})
     if key not in _NAMED:
         with concretely():
-            _NAMED[key] = _compare(region, leaves)
+            _NAMED[key] = _compare(region, leaves, own)
     return _NAMED[key]
 
 
-def _compare(region: Sequence[Node], leaves: Mapping[Node, int]) -> tuple[str, int] | None:
+def _compare(region: Sequence[Node], leaves: Mapping[Node, int], own: Sequence[Node]) -> Found | None:
     samples = _samples()
     fresh = [sample.clone() for sample in samples]  # the region may write to what it reads
+    numbers = [torch.tensor([value], dtype=torch.float64) for value in (0.7, -0.4, 1.3, -1.9)[: len(own)]]
     try:
-        result = _run(region, {node: fresh[index] for node, index in leaves.items()})
+        result = _run(
+            region, {node: fresh[index] for node, index in leaves.items()} | dict(zip(own, numbers, strict=True))
+        )
     except Exception:
         return None  # whatever cannot be run on numbers is not one of the known functions
-    for name, first, second in _known():
+    for name, order, first, second in _candidates(samples, numbers):
         if len(set(leaves.values())) == 1:
             if _equal(result, first):
-                return name, 0
+                return name, 0, order
         elif _equal(result, first * samples[1]):
-            return name, 0
+            return name, 0, order
         elif _equal(result, second * samples[0]):
-            return name, 1
+            return name, 1, order
     return None
+
+
+def _candidates(
+    samples: tuple[Tensor, Tensor], numbers: Sequence[Tensor]
+) -> Iterator[tuple[str, tuple[int, ...], Tensor, Tensor]]:
+    """Functions that take as many stored numbers, with every order of them, on both samples."""
+    if not numbers:
+        yield from ((name, (), first, second) for name, first, second in _known())
+    for name, function in PARAMETRIC.items():
+        if len(inspect.signature(function).parameters) == len(numbers) + 1:
+            for order in itertools.permutations(range(len(numbers))):
+                given = [numbers[index] for index in order]
+                yield name, order, function(samples[0], *given), function(samples[1], *given)
 
 
 def _equal(left: Any, right: Tensor) -> bool:
@@ -164,9 +222,9 @@ def _value(item: Any, environment: Mapping[Node, Tensor]) -> Any:
     return torch.tensor(number, dtype=torch.float64)
 
 
-def _text(region: Sequence[Node], leaves: Mapping[Node, int]) -> str:
-    """The region as text, equal for equal functions whatever the nodes are called."""
-    number = {node: f"x{index}" for node, index in leaves.items()}
+def _text(region: Sequence[Node], read: Mapping[Node, str]) -> str:
+    """The region as text, equal for equal functions whatever the nodes are called; ``read`` names what it reads."""
+    number = dict(read)
 
     def of(item: Any) -> str:
         return number.get(item) or repr(scalar(item)) if isinstance(item, Node) else repr(item)

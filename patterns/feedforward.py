@@ -16,6 +16,7 @@ from .effects import Effects
 from .feedforward_site import build
 from .graph import NormalGraph
 from .hidden import Candidate, Layers, Refused, hidden_value
+from .linear import fixed_nodes
 from .provenance import Provenance
 from .reasons import Reason
 from .sites import FeedForward, Site, Sites
@@ -33,7 +34,7 @@ def find_feedforward(graph: NormalGraph, sites: Sites) -> list[Site]:
     time; no guard on a symbolic size.
     """
     effects = Effects(graph.module.graph)
-    layers = Layers(sites, effects)
+    layers = Layers(sites, effects, fixed_nodes(graph))
     candidates: list[Candidate] = []
 
     def attempt(step: Callable[[], Made | None]) -> Made | None:

@@ -28,6 +28,7 @@ def build(candidate: Candidate, effects: Effects) -> FeedForward:
     if reason is not None:
         raise Refused.because(reason)
     axes, sizes = name_axes(candidate, x, interior)
+    axes |= {node: tuple(() for _ in shape_of(node)) for node in hidden.parameters}
     symbols, dimensions = named_dimensions(**sizes)
     rows = math.prod(symbols[name] for name in sizes if name not in FEATURES)
     beside = sum(symbols[name] for name in sizes if name.startswith("C"))
@@ -62,6 +63,7 @@ def build(candidate: Candidate, effects: Effects) -> FeedForward:
         joined=hidden.joined,
         dropout=hidden.dropout,
         channels=hidden.channels,
+        parameters=hidden.parameters,
         form=form,
         flops=2 * rows * weights,
         bytes=(rows * (2 * k + beside) + weights) * element_bytes(output),
@@ -90,7 +92,7 @@ def _same_rows(left: Node, right: Node, axis: int) -> bool:
 
 
 def _inputs(x: Node, layers: list[Layer], hidden: Hidden) -> tuple[Node, ...]:
-    inputs = [x, *(part for part in hidden.joined if part is not None)]
+    inputs = [x, *(part for part in hidden.joined if part is not None), *hidden.parameters]
     for layer in layers:
         inputs += [layer.weight, *([layer.bias] if layer.bias is not None else [])]
     return tuple(dict.fromkeys(inputs))

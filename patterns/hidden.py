@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch.fx import Node
@@ -44,12 +45,18 @@ class Refused(Exception):
 class Layers:
     """The linear layers of a graph by the node they compute, each with the axis its features are on."""
 
-    def __init__(self, sites: Sites, effects: Effects) -> None:
-        self.effects = effects
+    def __init__(self, sites: Sites, effects: Effects, fixed: Collection[Node] = ()) -> None:
+        self.effects, self.fixed = effects, fixed
         self.all: list[Layer] = [
             site for site in sites if isinstance(site, Linear) or (isinstance(site, Convolution) and pointwise(site))
         ]
         self.by_output: dict[Node, Layer] = {site.output: site for site in self.all}
+
+    def is_number(self, node: Node) -> bool:
+        """True for a stored tensor of one real number."""
+        made = tensor(node)
+        stored = node.op == "placeholder" and node in self.fixed and made is not None
+        return stored and made.is_floating_point() and made.numel() == 1  # type: ignore[union-attr]
 
     @staticmethod
     def feature_axis(site: Layer) -> int:
@@ -74,7 +81,7 @@ class Leaf:
 
 @dataclass(eq=False)
 class Hidden:
-    """``activation(leaves[active])``, times the other leaf if there are two; ``joined`` as in a site."""
+    """``activation(leaves[active])``, times the other leaf if there are two; the rest as in a site."""
 
     leaves: list[Leaf]
     activation: str
@@ -83,6 +90,7 @@ class Hidden:
     joined: tuple[Node | None, ...] = ()
     dropout: float = 0.0
     channels: tuple[int, int] | None = None
+    parameters: tuple[Node, ...] = ()
 
 
 @dataclass(eq=False)
@@ -154,6 +162,7 @@ def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidde
     region: list[Node] = []
     leaves: dict[Node, Leaf] = {}
     distinct: dict[tuple[str, int | None, bool], Node] = {}
+    own: set[Node] = set()
     pending, seen = [start], {start}
     while pending:
         node = pending.pop()
@@ -161,6 +170,9 @@ def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidde
         if leaf is not None:
             leaves[node] = leaf
             distinct.setdefault(leaf.key, node)
+            continue
+        if layers.is_number(node):
+            own.add(node)
             continue
         wrapped = wrapper(node, axis)
         if operation(node) == "dropout" and wrapped is not None:
@@ -180,13 +192,16 @@ def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidde
     # Two nodes of one value (a slice written twice) are one leaf.
     nodes = sorted(distinct.values())
     numbers = {node: nodes.index(distinct[leaf.key]) for node, leaf in leaves.items()}
-    found = recognise(sorted(region), numbers)
+    stored = sorted(own)
+    found = recognise(sorted(region), numbers, stored)
     if found is None or (found[0] == "identity" and len(nodes) == 1):
         views = sum(1 for node in region if wrapper(node, axis) is not None)
         if len(region) == views or len({leaf.layer.input for leaf in leaves.values()}) > 1:
             return None
         raise Refused("unsupported-op", "the arithmetic between two linear layers is no known activation", start)
-    return Hidden([leaves[node] for node in nodes], *found, start, dropout=dropped)
+    activation, active, order = found
+    parameters = tuple(stored[index] for index in order)
+    return Hidden([leaves[node] for node in nodes], activation, active, start, dropout=dropped, parameters=parameters)
 
 
 def _partly(start: Node, down: Layer, layers: Layers, dropped: float) -> Hidden | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, activate
 from .sites import Attention, Bias, Convolution, FeedForward, Linear, Norm, Operand, Site, Skip
 
 Read = Callable[[Node], Tensor]
@@ -200,14 +200,15 @@ def feedforward(site: FeedForward, read: Read) -> Tensor:
     known = {node: read(node) for node in stored}
     x = read(site.input)
     hidden = project(site.up, x, site.up_half)
+    own = [read(node) for node in site.parameters]
     if site.channels is not None:
         start, stop = site.channels
         bent = ACTIVATIONS[site.activation](hidden.narrow(feature, start, stop - start))
         hidden = torch.slice_scatter(hidden, bent, feature, start, stop)
     elif site.gate is None:
-        hidden = ACTIVATIONS[site.activation](hidden)
+        hidden = activate(site.activation, hidden, own)
     else:
-        hidden = ACTIVATIONS[site.activation](project(site.gate, x, site.gate_half)) * hidden
+        hidden = activate(site.activation, project(site.gate, x, site.gate_half), own) * hidden
     if site.joined:
         hidden = torch.cat([hidden if part is None else read(part) for part in site.joined], feature)
     return project(site.down, hidden, None)

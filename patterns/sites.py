@@ -232,7 +232,8 @@ class FeedForward(Site):
     ``joined`` is not empty where ``down`` reads a concatenation along the features (an attention beside the layer):
     its parts in order, None for this layer's own. ``dropout`` is the probability of dropping a hidden value in
     training. ``channels = (start, stop)`` are the hidden channels the activation is applied to where it is not all of
-    them; the others pass unchanged (without a gate only).
+    them; the others pass unchanged (without a gate only). ``parameters`` are the stored numbers of an activation that
+    has its own (``PARAMETRIC``).
     """
 
     kind: ClassVar[str] = "feedforward"
@@ -247,6 +248,7 @@ class FeedForward(Site):
     joined: tuple[Node | None, ...] = ()
     dropout: float = 0.0
     channels: tuple[int, int] | None = None
+    parameters: tuple[Node, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -260,6 +262,7 @@ class FeedForward(Site):
             "joined": [part.name if part else None for part in self.joined],
             "dropout": self.dropout,
             "channels": self.channels,
+            "parameters": [node.name for node in self.parameters],
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 from unittest import mock
 
@@ -72,6 +73,22 @@ def test_spelling_gives_the_same_site(spelling: Spelling, first: Spelling, make:
     site = only_site(spelling, make())
     assert meaning_of(site) == meaning_of(only_site(first, make()))
     assert site.dimensions["H"] == H and site.dimensions["K"] == K
+
+
+@pytest.mark.parametrize(
+    ("activation", "count", "spelling"), zoo.PARAMETRIC, ids=[spelling.__name__ for *_, spelling in zoo.PARAMETRIC]
+)
+def test_activations_with_numbers_of_their_own(activation: str, count: int, spelling: Spelling) -> None:
+    site = only_site(spelling, zoo.tokens())
+    assert site.activation == activation and len(set(site.parameters)) == count
+    assert set(site.parameters) <= set(site.inputs)
+    graph, _ = found_in(spelling, zoo.tokens())
+    (site,) = detect(graph).of(FeedForward)
+    changes: list[dict[str, Any]] = [{"activation": "relu", "parameters": ()}]
+    changes += [{"parameters": site.parameters[::-1]}] if count > 1 else []
+    for change in changes:
+        reason = proof.prove(dataclasses.replace(site, **change), graph, verify="always")
+        assert reason is not None and reason.code == "not-proven"
 
 
 @pytest.mark.parametrize("spelled", zoo.ACTIVATIONS)

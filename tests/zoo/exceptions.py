@@ -10,7 +10,6 @@ _ENDS = "The first or last layer computes something else (a second attention, no
 _DEAD = "The last layer of the text stream computes a result nobody reads: it is no part of the normal form."
 _CHUNKS = "Chunked windows: the scores are put together from overlapping pieces, not read from one product."
 _ESCAPE = "Scores that several attentions share are refused: no site could replace one of them alone."
-_STAR = "The activation has parameters of its own (a scale and an offset)."
 
 EXCEPTIONS: dict[str, str] = {
     **dict.fromkeys(("longt5", "timm-sequencer", "lumina2"), _BREAKS),
@@ -23,7 +22,7 @@ EXCEPTIONS: dict[str, str] = {
     **dict.fromkeys(("canine", "funnel", "xlnet", "llava", "lxmert", "qformer", "detr", "chroma", "uvit"), _OPEN),
     **dict.fromkeys(("lumina-next", "prx", "controlnet", "hunyuan-video"), _OPEN),
     **dict.fromkeys(("timm-swin", "timm-swinv2", "swin"), _KINDS),
-    **dict.fromkeys(("timm-poolformer", "timm-convformer"), f"{_STAR} Blocks: open."),
+    **dict.fromkeys(("timm-poolformer", "timm-convformer"), _OPEN),
     **dict.fromkeys(("qwen-image", "cogview4"), f"{_DEAD} {_ENDS}"),
     **dict.fromkeys(("unet", "unet-text", "unet-video", "vae"), _OPEN),
     "longformer": _CHUNKS,

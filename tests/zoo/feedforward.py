@@ -45,6 +45,11 @@ def weights() -> P:
         "wide": make(K, H + K, seed=16),
         "third": make(H, H, seed=17),
         "odd": make(K + 1, H, seed=18),
+        "one": make(1, seed=22),
+        "two": make(1, seed=23),
+        "three": torch.tensor(0.3),
+        "four": torch.tensor([-1e-6]),
+        "each": make(H, seed=24),
     }
 
 
@@ -231,6 +236,54 @@ ACTIVATIONS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "sigmoid": ("sigmoid", torch.sigmoid),
     "softsign_by_hand": ("softsign", lambda h: h / (1 + h.abs())),
 }
+
+
+# --- activations with stored numbers of their own --------------------------------------------------------------------
+
+
+def star_relu(p: P, x: Tensor) -> Tensor:
+    return F.linear(p["one"] * F.relu(F.linear(x, p["up"])) ** 2 + p["two"], p["down"])
+
+
+def star_relu_turned(p: P, x: Tensor) -> Tensor:
+    hidden = F.linear(x, p["up"]).clamp(min=0)
+    return F.linear(torch.addcmul(p["two"], hidden * hidden, p["one"]), p["down"])
+
+
+def xielu(p: P, x: Tensor) -> Tensor:
+    h, slope = F.linear(x, p["up"]), p["three"]
+    above, below = F.softplus(p["one"]), slope + F.softplus(p["two"])
+    low = (torch.expm1(torch.min(h, p["four"])) - h) * below + slope * h
+    return F.linear(torch.where(h > 0, above * h * h + slope * h, low), p["down"])
+
+
+def prelu(p: P, x: Tensor) -> Tensor:
+    return F.linear(F.prelu(F.linear(x, p["up"]), p["one"]), p["down"])
+
+
+def prelu_by_hand(p: P, x: Tensor) -> Tensor:
+    h = F.linear(x, p["up"])
+    return F.linear(F.relu(h) - p["one"] * F.relu(-h), p["down"])
+
+
+def prelu_gated(p: P, x: Tensor) -> Tensor:
+    return F.linear(F.prelu(F.linear(x, p["gate"]), p["one"]) * F.linear(x, p["up"]), p["down"])
+
+
+PARAMETRIC: list[tuple[str, int, Spelling]] = [
+    *(("star_relu", 2, spelling) for spelling in (star_relu, star_relu_turned)),
+    ("xielu", 4, xielu),
+    *(("prelu", 1, spelling) for spelling in (prelu, prelu_by_hand, prelu_gated)),
+]
+
+
+def learned_scale(p: P, x: Tensor) -> Tensor:
+    return F.linear(p["one"] * F.gelu(F.linear(x, p["up"])), p["down"])
+
+
+def slope_of_each_channel(p: P, x: Tensor) -> Tensor:
+    h = F.linear(x, p["up"])
+    return F.linear(torch.where(h > 0, h, p["each"] * h), p["down"])
 
 
 # --- gated ---------------------------------------------------------------------------------------------------------
@@ -572,6 +625,8 @@ LOOKALIKES: list[tuple[Spelling, str | None]] = [
     (unknown_function, "unsupported-op"),
     (nearly_quick_gelu, "unsupported-op"),
     (scaled_hidden, "unsupported-op"),
+    (learned_scale, "unsupported-op"),
+    (slope_of_each_channel, None),
     (hidden_overwritten, "mutation"),
     (input_overwritten, "mutation"),
     (gate_overwrites_input, "unsupported-op"),

@@ -30,27 +30,33 @@ class Peer:
 
 @dataclass(frozen=True)
 class Choice:
-    """A library's cache at one setting; ``timed`` ones are compiled and timed too."""
+    """A library's cache at one setting.
+
+    ``timed`` ones are compiled and timed too, ``few`` ones are run where each row takes long.
+    """
 
     name: str
     make: Callable[[Setup], Peer]
     timed: bool = False
+    few: bool = False
 
 
 def choices(setup: Setup) -> Iterator[Choice]:
     """Every peer with the settings its curve is drawn from."""
     for threshold in (0.03, 0.05, 0.1, 0.15, 0.2, 0.3):
-        yield Choice(f"diffusers FirstBlockCache {threshold}", _first_block(threshold), threshold == 0.1)
+        yield Choice(
+            f"diffusers FirstBlockCache {threshold}", _first_block(threshold), threshold == 0.1, threshold in (0.1, 0.2)
+        )
     for interval in (2, 3, 4):
         for order in (1, 2):
             name = f"diffusers TaylorSeer interval {interval} order {order}"
-            yield Choice(name, _taylor(interval, order), (interval, order) == (2, 1))
+            yield Choice(name, _taylor(interval, order), (interval, order) == (2, 1), order == 1)
     for threshold in (0.03, 0.06, 0.12, 0.24):
-        yield Choice(f"diffusers MagCache {threshold}", _mag(threshold), threshold == 0.06)
+        yield Choice(f"diffusers MagCache {threshold}", _mag(threshold), threshold == 0.06, threshold in (0.06, 0.24))
     for threshold in (0.04, 0.08, 0.12, 0.16, 0.24):
         for taylor in (False, True):
             name = f"cache-dit DBCache F1B0 {threshold}" + (" + TaylorSeer 1" if taylor else "")
-            yield Choice(name, _double_block(threshold, taylor), threshold == 0.08)
+            yield Choice(name, _double_block(threshold, taylor), threshold == 0.08, threshold == 0.16)
 
 
 def _stacks(model: nn.Module) -> list[nn.ModuleList]:
@@ -87,9 +93,15 @@ def _registered(model: nn.Module) -> None:
 def _hooked(model: nn.Module) -> Peer:
     from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
 
-    # Models of diffusers have ``cache_context`` for this.
-    _set_cache_context(model, CacheContext("cached"))
-    return Peer(model, HookRegistry.check_if_exists_or_initialize(model).reset_stateful_hooks)
+    registry = HookRegistry.check_if_exists_or_initialize(model)
+
+    def reset() -> None:
+        registry.reset_stateful_hooks()
+        # Models of diffusers have ``cache_context`` for this.
+        _set_cache_context(model, CacheContext("cached"))
+
+    reset()
+    return Peer(model, reset)
 
 
 def _first_block(threshold: float) -> Callable[[Setup], Peer]:

@@ -33,12 +33,16 @@ EVALUATION = (1000, 1001)
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """``draw(network, seed, steps)`` gives samples drawn with ``network``, which is called as ``model`` is."""
+    """``draw(network, seed, steps)`` gives samples drawn with ``network``, which is called as ``model`` is.
+
+    ``few``: each row of a curve takes long, so only some settings are run.
+    """
 
     name: str
     model: nn.Module
     steps: int
     draw: Callable[[Any, int, int], Tensor]
+    few: bool = False
 
     def samples(self, network: Any, seeds: Sequence[int], steps: int | None = None) -> Tensor:
         """One trajectory for each seed, its samples put together."""
@@ -129,7 +133,9 @@ def flux(steps: int = 30) -> Setup:
         "txt_ids": torch.zeros(64, 3),
         "return_dict": False,
     }
-    return Setup("Flux, random weights", model.eval().requires_grad_(False), steps, _euler((1, 256, 16), fixed, 1.0))
+    return Setup(
+        "Flux, random weights", model.eval().requires_grad_(False), steps, _euler((1, 256, 16), fixed, 1), True
+    )
 
 
 def dit(steps: int = 30) -> Setup:
@@ -149,7 +155,9 @@ def dit(steps: int = 30) -> Setup:
         norm_num_groups=4,
     )
     fixed = {"class_labels": torch.tensor([7]), "return_dict": False}
-    return Setup("DiT, random weights", model.eval().requires_grad_(False), steps, _euler((1, 4, 32, 32), fixed, 1000))
+    return Setup(
+        "DiT, random weights", model.eval().requires_grad_(False), steps, _euler((1, 4, 32, 32), fixed, 1000), True
+    )
 
 
 def _euler(shape: tuple[int, ...], fixed: dict[str, Any], scale: float) -> Callable[[Any, int, int], Tensor]:

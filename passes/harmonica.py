@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
 
 from ..patterns.detect import detect
 from ..patterns.graph import NormalGraph
@@ -107,8 +107,9 @@ class _Training:
         self.logits = torch.empty(steps, 0)
         self.weights = torch.ones(steps)
         self.columns: dict[Node, int] | None = None
-        self.kept: dict[Node, Tensor] = {}
+        self.kept: dict[int, Tensor] = {}
         self.scores: Tensor | None = None
+        self.learning = False
         self.network = torch.compile(model, backend=self._backend, fullgraph=True)
 
     def layers(self) -> int:
@@ -126,15 +127,14 @@ class _Training:
             nonlocal step
             if step >= self.steps:
                 raise UserError(f"the sampler calls the network more than {self.steps} times")
-            self.scores = None
+            self.scores, self.learning = None, False
             target = None
             with torch.no_grad():
                 if learn is not None:
-                    kept, self.kept = self.kept, {}
                     target = self.network(*args, **kwargs)
-                    self.kept = kept
+                    self.learning = True
                 if self.logits.shape[1]:
-                    with torch.enable_grad():
+                    with torch.set_grad_enabled(self.learning):
                         scores = torch.sigmoid(self.logits[step])
                     live = step > 0 and step >= self.steps - on
                     self.scores = scores if live else torch.ones_like(scores)
@@ -170,34 +170,47 @@ class _Training:
         if not plan.regions:
             raise UserError(f"train_router: {plan.refusals[0][1] if plan.refusals else 'no layer was found'}")
         self.columns = {node: index for index, region in enumerate(plan.regions) for node in region.exits}
-        mixer = _Mixer(graph, self)
+        mixing = self._mixing(graph)
 
         def run(*args: Any) -> Any:
-            with torch.enable_grad():
-                return mixer.run(*args)
+            with torch.set_grad_enabled(self.learning):
+                return mixing(*args)
 
         return run
 
+    def _mixing(self, graph: NormalGraph) -> GraphModule:
+        """The graph with every layer's output passing through :meth:`mix`."""
+        assert self.columns is not None
+        new = Graph()
+        copies: dict[Node, Node] = {}
+        module = GraphModule(graph.module, new)
+        module.add_module("laconic_mix", _Mix(self))
+        for place, node in enumerate(graph.module.graph.nodes):
+            copies[node] = new.node_copy(node, copies.__getitem__)
+            if node in self.columns:
+                copies[node] = new.call_module("laconic_mix", (copies[node], place, self.columns[node]))
+        module.recompile()
+        return module
 
-class _Mixer(Interpreter):
-    """Runs the graph and mixes every layer's fresh output with the kept one."""
+    def mix(self, fresh: Tensor, place: int, column: int) -> Tensor:
+        """What the layer at a place of the graph hands on, and what is kept of it."""
+        if self.scores is None:
+            return fresh
+        score, kept = self.scores[column], self.kept.get(place)
+        if kept is None or float(score.detach()) > self.threshold:
+            self.kept[place] = fresh.detach()
+        return fresh if kept is None else score * fresh + (1 - score) * kept
 
-    def __init__(self, graph: NormalGraph, training: _Training) -> None:
-        super().__init__(graph.module, garbage_collect_values=True)
-        self.training = training
 
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        training = self.training
-        assert training.columns is not None
-        column = training.columns.get(n)
-        if column is None or training.scores is None:
-            return value
-        score = training.scores[column]
-        kept = training.kept.get(n)
-        if kept is None or float(score) > training.threshold:
-            training.kept[n] = value.detach()
-        return value if kept is None else score * value + (1 - score) * kept
+class _Mix(nn.Module):
+    """A place in the graph where :meth:`_Training.mix` is called."""
+
+    def __init__(self, training: _Training) -> None:
+        super().__init__()
+        self.mix = training.mix
+
+    def forward(self, fresh: Tensor, place: int, column: int) -> Tensor:
+        return self.mix(fresh, place, column)
 
 
 def _first(value: Any) -> Tensor:

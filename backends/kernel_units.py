@@ -11,9 +11,11 @@ import contextlib
 import contextvars
 import functools
 import importlib.util
+import inspect
 import logging
 import math
 import re
+import string
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +23,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from torch._inductor import async_compile
+from torch._inductor import async_compile, codecache
 from torch._inductor.async_compile import AsyncCompile
-from torch._inductor.codecache import CppPythonBindingsCodeCache, LambdaFuture
 
 log = logging.getLogger(__name__)
 
@@ -48,48 +49,87 @@ class _Kernel:
 
 
 @dataclass(eq=False)
-class _Batch:
-    """What is asked for in one ``with`` block, under one configuration of Inductor.
+class _Later:
+    """A kernel in the generated module that calls it, until it is compiled: the first call puts it in its place.
 
-    ``known`` says how to get each kernel, ``waiting`` has the generated modules that kernels are still to be put into.
+    Inductor may hand the same module out again before that, so it has to work without anybody waiting for it.
     """
 
+    scope: dict[str, Any]
+    name: str
+    load: Load
+
+    def get(self) -> Any:
+        """Wait for the kernel, and let the module call it directly from now on."""
+        kernel = self.scope[self.name] = self.load()
+        return kernel
+
+    def __call__(self, *args: Any) -> Any:
+        return self.get()(*args)
+
+
+@dataclass(eq=False)
+class Units:
+    """The kernels asked for in one ``with`` block, under one configuration of Inductor."""
+
     known: dict[_Kernel, Load] = field(default_factory=dict)
-    waiting: list[tuple[AsyncCompile, dict[str, Any]]] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    begun: list[_Later] = field(default_factory=list)
 
     def wait(self) -> None:
-        """Put every kernel into the module that asked for it."""
-        with self.lock:
-            while self.waiting:
-                compiler, scope = self.waiting[-1]
-                _own_wait(compiler, scope)
-                self.waiting.pop()
-            self.known.clear()
+        """Return when every kernel is compiled. Raises what Inductor raises for one that does not compile."""
+        for kernel in self.begun:
+            kernel.get()
 
 
-_current: contextvars.ContextVar[_Batch | None] = contextvars.ContextVar("laconic_kernel_units", default=None)
+_current: contextvars.ContextVar[Units | None] = contextvars.ContextVar("laconic_kernel_units", default=None)
 _lock = threading.RLock()
-_own_binding = AsyncCompile.cpp_pybinding
-_own_wait = AsyncCompile.wait
+_own_binding: Any = getattr(AsyncCompile, "cpp_pybinding", None)
+_own_wait: Any = getattr(AsyncCompile, "wait", None)
+
+
+def _known_form() -> bool:
+    """Whether this torch has what is used here in the form it is used in; if not, Inductor is left to itself."""
+    cache = getattr(codecache, "CppPythonBindingsCodeCache", None)
+    names = ("get_compile_threads", "kernel_code_log")
+    if cache is None or not all(hasattr(async_compile, name) for name in names):
+        return False
+    expected = {
+        (AsyncCompile, "cpp_pybinding"): ("self", "argtypes", "source_code"),
+        (AsyncCompile, "wait"): ("self", "scope"),
+        (AsyncCompile, "submit"): ("task",),
+    }
+    for (owner, name), parameters in expected.items():
+        if tuple(inspect.signature(getattr(owner, name, len)).parameters) != parameters:
+            return False
+    if "submit_fn" not in inspect.signature(getattr(cache, "load_async", len)).parameters:
+        return False
+    if "submit_fn" not in inspect.signature(getattr(cache, "load_pybinding_async", len)).parameters:
+        return False
+    template, call = getattr(cache, "suffix_template", ""), getattr(cache, "call_entry_function", "")
+    fields = {"arg_len", "call_entry_func", "entry_func", "extra_parse_arg"}
+    found = {name for _, name, _, _ in string.Formatter().parse(template) if name}
+    own = getattr(cache, "entry_function", "") == "kernel" and call.startswith("kernel({})")
+    return own and found == fields and "PyInit_{entry_func}" in template
 
 
 @contextlib.contextmanager
-def kernel_units() -> Iterator[Callable[[], None]]:
-    """Kernels asked for inside are compiled beside what goes on, until the function given is called.
+def kernel_units() -> Iterator[Units]:
+    """Kernels asked for inside are compiled beside what goes on; whoever calls one, or waits for them all, gets them.
 
-    It puts the kernels in place, must be called before any code compiled inside runs, and may be called again and by
-    several threads. It raises what Inductor raises for a kernel that does not compile.
+    A kernel that does not compile raises then, each time.
     """
-    batch = _Batch()
+    units = Units()
+    if not _known_form():
+        yield units
+        return
     with _lock:
-        token = _current.set(batch)
+        token = _current.set(units)
         try:
             with (
                 mock.patch.object(AsyncCompile, "cpp_pybinding", _asked),
                 mock.patch.object(AsyncCompile, "wait", _wait),
             ):
-                yield batch.wait
+                yield units
         finally:
             _current.reset(token)
 
@@ -103,17 +143,15 @@ def _asked(self: AsyncCompile, argtypes: list[str], source_code: str) -> Any:
 
 
 def _wait(self: AsyncCompile, scope: dict[str, Any]) -> None:
-    """In place of ``AsyncCompile.wait``: start what is missing, and put off waiting."""
-    batch = _current.get()
-    if batch is None:
-        _own_wait(self, scope)
-        return
-    asked = {name: value for name, value in scope.items() if isinstance(value, _Kernel)}
-    batch.known |= _started([kernel for kernel in dict.fromkeys(asked.values()) if kernel not in batch.known])
-    threaded = async_compile.get_compile_threads() > 1
-    for name, kernel in asked.items():
-        scope[name] = LambdaFuture(batch.known[kernel]) if threaded else batch.known[kernel]()
-    batch.waiting.append((self, scope))
+    """In place of ``AsyncCompile.wait``: begin to compile what is missing, and wait for none of it."""
+    units = _current.get()
+    if units is not None:
+        asked = {name: value for name, value in scope.items() if isinstance(value, _Kernel)}
+        units.known |= _started([kernel for kernel in dict.fromkeys(asked.values()) if kernel not in units.known])
+        for name, kernel in asked.items():
+            scope[name] = _Later(scope, name, units.known[kernel])
+            units.begun.append(scope[name])
+    _own_wait(self, scope)
 
 
 def _started(kernels: Sequence[_Kernel]) -> dict[_Kernel, Load]:
@@ -133,14 +171,20 @@ def _started(kernels: Sequence[_Kernel]) -> dict[_Kernel, Load]:
 
 
 def _alone(kernel: _Kernel, submit: Any) -> Load:
-    load: Load = CppPythonBindingsCodeCache.load_pybinding_async(kernel.arguments, kernel.source, submit_fn=submit)
+    load: Load = codecache.CppPythonBindingsCodeCache.load_pybinding_async(
+        kernel.arguments, kernel.source, submit_fn=submit
+    )
     return load
 
 
 def _together(unit: Sequence[_Kernel], submit: Any) -> dict[_Kernel, Load]:
     """Compile kernels as one file that holds a Python module for each."""
-    build = CppPythonBindingsCodeCache.load_async(_file(unit), submit_fn=submit)
     failed: list[Exception] = []
+    try:
+        build = codecache.CppPythonBindingsCodeCache.load_async(_file(unit), submit_fn=submit)
+    except Exception:
+        log.debug("kernels cannot be put into one file", exc_info=True)
+        return {kernel: _alone(kernel, submit) for kernel in unit}
 
     def load(kernel: _Kernel, name: str) -> Any:
         if not failed:
@@ -157,7 +201,7 @@ def _together(unit: Sequence[_Kernel], submit: Any) -> dict[_Kernel, Load]:
 
 def _name(index: int) -> str:
     # The first one is what the code cache loads the file as.
-    return CppPythonBindingsCodeCache.entry_function if index == 0 else f"kernel_{index}"
+    return "kernel" if index == 0 else f"kernel_{index}"
 
 
 def _file(unit: Sequence[_Kernel]) -> str:
@@ -170,7 +214,7 @@ def _file(unit: Sequence[_Kernel]) -> str:
 
 def _one(kernel: _Kernel, name: str) -> str:
     """A kernel under another name, with Inductor's bindings for it."""
-    cache = CppPythonBindingsCodeCache
+    cache = codecache.CppPythonBindingsCodeCache
     values = (f"parse_arg<{kind.replace('const ', '')}>(args, {place})" for place, kind in enumerate(kernel.arguments))
     bindings = cache.suffix_template.format(
         arg_len=len(kernel.arguments),
@@ -183,7 +227,7 @@ def _one(kernel: _Kernel, name: str) -> str:
 
 def _module(library: Any, name: str) -> Any:
     """The module called ``name`` in the file ``library`` was loaded from."""
-    if name == CppPythonBindingsCodeCache.entry_function:
+    if name == _name(0):
         return library
     full = f"{library.key}.{name}"
     if full not in sys.modules:

@@ -31,12 +31,10 @@ def compile_pieces(
     compile_piece: CompilePiece,
     report: GraphReport,
     error_budget: float | None = None,
-    ready: Callable[[], None] = lambda: None,
 ) -> Callable[..., Any]:
     """The callable of a cut graph, whose cached regions the host decides on; it returns the outputs as a tuple.
 
-    ``inputs`` are the example inputs by position; nothing of them is kept. ``ready`` is called once, before any piece
-    first runs. Raises what ``compile_piece`` raises.
+    ``inputs`` are the example inputs by position; nothing of them is kept. Raises what ``compile_piece`` raises.
     """
     slots: dict[Node, int] = {node: index for index, node in enumerate(graph.placeholders)}
     values = dict(zip(graph.placeholders, inputs, strict=True))
@@ -50,7 +48,7 @@ def compile_pieces(
             stage.compiled = compiled
     report.pieces = (builder.count, len(builder.pieces))
     template = [slots[value] if isinstance(value, Node) else Constant(value) for value in _results(graph)]
-    return Runner(stages, len(slots), template, desk, ready)
+    return Runner(stages, len(slots), template, desk)
 
 
 @dataclass(eq=False)
@@ -181,20 +179,14 @@ class Runner:
         size: int,
         template: Sequence[int | Constant],
         desk: Desk,
-        ready: Callable[[], None],
     ) -> None:
         self.stages = list(stages)
         self.size = size
         self.template = list(template)
         self.desk = desk if desk.controllers else None
-        self.ready: Callable[[], None] | None = ready
         _free(self.stages, {item for item in self.template if isinstance(item, int)})
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
-        if self.ready is not None:
-            # The machine code of the pieces was compiled beside Dynamo's work; if it failed, it fails here every time.
-            self.ready()
-            self.ready = None
         slots: list[Any] = [*args, *[None] * (self.size - len(args))]
         if self.desk is None:
             _run(self.stages, slots, None)

@@ -43,9 +43,9 @@ def compile_whole(module: torch.fx.GraphModule, inputs: Sequence[Any], options: 
     """Compile one graph as it is. Raises what Inductor raises."""
     from .kernel_units import kernel_units  # brings Inductor, which a model that is only explained does not need
 
-    with kernel_units() as ready:
+    with kernel_units() as kernels:
         compiled = compile_graph(module, inputs, options)
-    ready()
+    kernels.wait()
     return compiled
 
 
@@ -57,8 +57,9 @@ def _in_pieces(
     def compile_piece(module: torch.fx.GraphModule, values: Sequence[Any]) -> Callable[..., Any]:
         return compile_graph(module, values, options)
 
-    with kernel_units() as ready:
-        return compile_pieces(graph, inputs, cutting, compile_piece, report, options.error_budget, ready)
+    # Nobody waits for the kernels: they are compiled while Dynamo finishes its own work.
+    with kernel_units():
+        return compile_pieces(graph, inputs, cutting, compile_piece, report, options.error_budget)
 
 
 def prepared_inputs(graph: NormalGraph) -> PreparedInputs | None:

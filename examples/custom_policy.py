@@ -33,17 +33,14 @@ class AlignedTracker(Tracker):
         return self.indicator > self.angle
 
     def observe(self, moment: Moment, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
-        # The caller may write into these later, so what is kept are copies.
-        self.last = (entries[0].clone(), exits[0].clone())
+        # The caller may write into these later, so what is kept are copies, in buffers that stay where they are.
+        self.last = (self.keep("latent", entries[0]), self.keep("output", exits[0]))
         self.ready = True
 
     def predict(self, moment: Moment, entries: Sequence[Tensor]) -> tuple[Any, ...]:
         assert self.last is not None
         latent, output = self.last
         return (output * (entries[0].norm() / latent.norm()),)
-
-    def tensors(self) -> Sequence[Tensor]:
-        return self.last or ()
 
 
 @laconic.graph_pass("cache_aligned")

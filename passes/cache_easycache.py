@@ -86,14 +86,15 @@ class EasyCacheTracker(Tracker):
     @torch.no_grad()
     def decide(self, moment: Moment, entries: Sequence[Tensor]) -> bool:
         (x,) = entries
-        before, self.previous = self.previous, x.clone()
+        moved = None if self.previous is None else _mean_abs(x - self.previous)
+        self.previous = self.keep("previous", x)
         self.indicator = None
         if moment.step < self.warmup or moment.last:
             self.drift = 0.0
             return False
-        if self.rate is None or before is None or self.full is None:
+        if self.rate is None or moved is None or self.full is None:
             return False
-        self.drift += float(self.rate * _mean_abs(x - before) / _mean_abs(self.full[1]))
+        self.drift += float(self.rate * moved / _mean_abs(self.full[1]))
         self.indicator = self.drift
         # A NaN (0 / 0: the latent stood still) compares false, so it computes.
         if self.drift < self.threshold:
@@ -104,18 +105,19 @@ class EasyCacheTracker(Tracker):
     @torch.no_grad()
     def observe(self, moment: Moment, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
         self.drift = 0.0  # also when the decision to reuse was overruled
-        # For the deciding stream decide() has just copied this latent; a following stream copies its own.
-        x = self.previous if self.previous is not None else entries[0].clone()
-        self.exits = tuple(value.clone() for value in exits)
-        y = part(self.exits[0], x)
+        # For the deciding stream decide() has just copied this latent; a following stream has its own.
+        x = self.previous if self.previous is not None else entries[0]
+        y = part(exits[0], x)
         if self.full is not None:
             change = y - self.full[1]
             self.rate = _mean_abs(change) / _mean_abs(x - self.full[0])
             if self.order == 1:
-                self.trend = change / (moment.step - self.step)
+                self.trend = self.keep("trend", change / (moment.step - self.step))
         if self.order is None:
-            self.trend = y - x
-        self.full, self.step = (x, y), moment.step
+            self.trend = self.keep("trend", y - x)
+        self.exits = tuple(self.keep(f"exit {index}", value) for index, value in enumerate(exits))
+        x = self.keep("x", x)
+        self.full, self.step = (x, part(self.exits[0], x)), moment.step
         self.ready = True
 
     @torch.no_grad()
@@ -134,11 +136,6 @@ class EasyCacheTracker(Tracker):
             part(whole, x).copy_(moved)
             moved = whole
         return (moved, *(value.clone() for value in others))
-
-    def tensors(self) -> Sequence[Tensor]:
-        # The output's part of the latent's shape is a view of the first exit.
-        held = [self.previous, self.trend, *self.exits, *(self.full or ())[:1]]
-        return list({id(value): value for value in held if value is not None}.values())
 
 
 def _mean_abs(value: Tensor) -> Tensor:

@@ -103,15 +103,11 @@ class FirstBlockTracker(ForecastTracker):
 
     @torch.no_grad()
     def observe(self, moment: Moment, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
-        self.residual = entries[-1] - entries[-2]
+        self.residual = self.keep("residual", entries[-1] - entries[-2])
         super().observe(moment, entries[:-2], exits)
 
     def predict(self, moment: Moment, entries: Sequence[Tensor]) -> tuple[Any, ...]:
         return super().predict(moment, entries[:-2])
-
-    def tensors(self) -> Sequence[Tensor]:
-        held = super().tensors()
-        return held if self.residual is None else [*held, self.residual]
 
 
 def _mean_abs(value: Tensor) -> Tensor:

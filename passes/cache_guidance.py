@@ -138,6 +138,7 @@ class LinearTracker(Tracker):
         self.half = half
         self.reach = max((max(len(row[0]) - 1, len(row[1])) for row in coefficients if row is not None), default=0)
         self.past: list[tuple[Tensor, Tensor]] = []
+        self.remembered = 0
         self.ready = True
 
     def decide(self, moment: Moment, entries: Sequence[Tensor]) -> bool:
@@ -148,7 +149,7 @@ class LinearTracker(Tracker):
 
     @torch.no_grad()
     def observe(self, moment: Moment, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
-        self._remember(exits[1].clone(), exits[2].clone())
+        self._remember(exits[1], exits[2])
 
     @torch.no_grad()
     def predict(self, moment: Moment, entries: Sequence[Tensor]) -> tuple[Any, ...]:
@@ -161,14 +162,14 @@ class LinearTracker(Tracker):
             u = u + weight * before
         for weight, (_, before) in zip(row[1], self.past, strict=False):
             u = u + weight * before
-        self._remember(c.clone(), u)
-        return u + self.half.strength(entries) * (c - u), c, u.clone()
-
-    def tensors(self) -> Sequence[Tensor]:
-        return [value for pair in self.past for value in pair]
+        self._remember(c, u)
+        return u + self.half.strength(entries) * (c - u), c, u
 
     def _remember(self, c: Tensor, u: Tensor) -> None:
-        self.past = [(c, u), *self.past][: self.reach]
+        if self.reach:
+            place = self.remembered % self.reach
+            self.remembered += 1
+            self.past = [(self.keep(f"c {place}", c), self.keep(f"u {place}", u)), *self.past][: self.reach]
 
 
 def fit_guidance(conditional: Tensor, unconditional: Tensor, *, history: int = 2) -> tuple[Row | None, ...]:

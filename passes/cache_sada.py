@@ -82,12 +82,13 @@ class Sada(CachePolicy):
 
 @dataclass(frozen=True)
 class Past:
-    """One step: the latent, the output's part of its shape, and whether it was computed."""
+    """One step: the latent, the output's part of its shape, whether it was computed, and in which buffers they are."""
 
     step: int
     x: Tensor
     y: Tensor
     computed: bool
+    place: int
 
 
 class SadaTracker(Tracker):
@@ -97,6 +98,7 @@ class SadaTracker(Tracker):
         self.settings = settings
         self.past: list[Past] = []
         self.clean: list[tuple[int, Tensor]] = []
+        self.cleaned = 0
         self.exits: tuple[Tensor, ...] = ()
         self.run = 0
 
@@ -124,33 +126,30 @@ class SadaTracker(Tracker):
 
     @torch.no_grad()
     def observe(self, moment: Moment, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
-        x = entries[0].clone()
-        self.exits = tuple(value.clone() for value in exits)
+        x = entries[0]
+        self.exits = tuple(self.keep(f"exit {index}", value) for index, value in enumerate(exits))
         y = part(self.exits[0], x)
-        self._remember(Past(moment.step, x, y, True))
+        self._remember(moment.step, x, y, True)
         if not self.flow:
             assert self.settings.solver is not None
-            clean = self.settings.solver.clean(y, x, moment.step)[0]
-            self.clean = [*self.clean, (moment.step, clean)][-self.settings.points :]
+            points = self.settings.points
+            clean = self.keep(f"clean {self.cleaned % points}", self.settings.solver.clean(y, x, moment.step)[0])
+            self.cleaned += 1
+            self.clean = [*self.clean, (moment.step, clean)][-points:]
         self.run = 0
         # A solver's first-order step needs the two steps before as well.
         self.ready = len(self.past) == 3
 
     @torch.no_grad()
     def predict(self, moment: Moment, entries: Sequence[Tensor]) -> tuple[Any, ...]:
-        x, (kept, *others) = entries[0].clone(), self.exits
-        y = self._continued(moment, x).to(kept.dtype)
-        self._remember(Past(moment.step, x, y, False))
+        x, (kept, *others) = entries[0], self.exits
+        result = y = self._continued(moment, x).to(kept.dtype)
+        self._remember(moment.step, x, y, False)
         self.run += 1
-        result = y.clone()
         if kept.shape != x.shape:
             result = kept.clone()
             part(result, x).copy_(y)
         return (result, *(value.clone() for value in others))
-
-    def tensors(self) -> Sequence[Tensor]:
-        held = [value for item in self.past for value in (item.x, item.y)]
-        return [*held, *(value for _, value in self.clean), *self.exits]
 
     def _continued(self, moment: Moment, x: Tensor) -> Tensor:
         newest, before = self.past[0], self.past[1]
@@ -185,5 +184,8 @@ class SadaTracker(Tracker):
             return [item.y for item in self.past]
         return [solver.move(item.y, item.x, item.step) for item in self.past]
 
-    def _remember(self, item: Past) -> None:
-        self.past = [item, *self.past][:3]
+    def _remember(self, step: int, x: Tensor, y: Tensor, computed: bool) -> None:
+        kept = self.past[:2]
+        # The oldest step's buffers take the new one.
+        place = min({0, 1, 2} - {item.place for item in kept})
+        self.past = [Past(step, self.keep(f"x {place}", x), self.keep(f"y {place}", y), computed, place), *kept]

@@ -63,7 +63,8 @@ class ForecastTracker(Tracker):
         self.increments = increments
         self.timed = timed
         self.repay = repay
-        self.samples: list[tuple[float, tuple[Tensor, ...]]] = []
+        # The time of a computed call, its exits, and which of the buffers they are in.
+        self.samples: list[tuple[float, tuple[Tensor, ...], int]] = []
         self.predictions: list[tuple[float, Tensor]] = []
         self.debt: Tensor | None = None
 
@@ -73,14 +74,16 @@ class ForecastTracker(Tracker):
     @torch.no_grad()
     def observe(self, moment: Moment, entries: Sequence[Tensor], exits: Sequence[Tensor]) -> None:
         time = self._time(moment, entries)
-        kept = tuple(
-            exit.clone() if base is None else exit - base
-            for exit, base in zip(exits, self._bases(entries, exits), strict=True)
-        )
         # A polynomial through both ends of a gap needs a point more than the prediction had.
         longest = self.order + 1 + bool(self.repay)
         self.samples = [item for item in self.samples if item[0] != time][1 - longest :] if longest > 1 else []
-        self.samples.append((time, kept))
+        # The oldest sample's buffers take the new one.
+        free = min(set(range(longest)) - {place for _, _, place in self.samples})
+        kept = tuple(
+            self.keep(f"{free}.{index}", exit if base is None else exit - base)
+            for index, (exit, base) in enumerate(zip(exits, self._bases(entries, exits), strict=True))
+        )
+        self.samples.append((time, kept, free))
         if self.repay:
             self._count_debt()
         self.ready = True
@@ -91,29 +94,24 @@ class ForecastTracker(Tracker):
         latest = self.samples[-1][1]
         values = [self._at(time, index) for index in range(len(latest))]
         if self.repay and latest[0].is_floating_point():
-            self.predictions.append((time, values[0].clone()))
+            self.predictions.append((time, self.keep(f"prediction {len(self.predictions)}", values[0])))
             if self.debt is not None:
                 values[0].sub_(self.debt)
                 self.debt = None
         bases = self._bases(entries, values)
         return tuple(value if base is None else value + base for value, base in zip(values, bases, strict=True))
 
-    def tensors(self) -> Sequence[Tensor]:
-        held = [value for _, values in self.samples for value in values]
-        held += [value for _, value in self.predictions]
-        return held if self.debt is None else [*held, self.debt]
-
     def _at(self, time: float, index: int, points: int | None = None) -> Tensor:
         samples = self.samples[-(self.order + 1 if points is None else points) :]
-        values = [sample[index] for _, sample in samples]
+        values = [sample[index] for _, sample, _ in samples]
         if len(values) == 1 or not values[-1].is_floating_point():
             return values[-1].clone()
-        return combine(lagrange([moment for moment, _ in samples], time), values)
+        return combine(lagrange([moment for moment, *_ in samples], time), values)
 
     def _count_debt(self) -> None:
         for time, predicted in self.predictions:
             missed = (predicted - self._at(time, 0, len(self.samples))) * self.repay
-            self.debt = missed if self.debt is None else self.debt + missed
+            self.debt = self.keep("debt", missed if self.debt is None else self.debt + missed)
         self.predictions = []
 
     def _time(self, moment: Moment, entries: Sequence[Tensor]) -> float:

@@ -47,7 +47,8 @@ class Tracker:
     """What a policy remembers of one region in one stream of one trajectory, and what it makes of it.
 
     Entries and exits are the tensors of the region's :class:`~laconic.passes.plan.CachedRegion` nodes, by position.
-    Both may be changed in place by the caller later, so whatever is kept is a copy. A decision to reuse may be
+    Both may be changed in place by the caller later, and what :meth:`predict` returned too, so whatever is kept is a
+    copy: :meth:`keep` makes it, in memory that stays where it is. A decision to reuse may be
     overruled (by another rank, an error budget or ``longest_run``): what a computed call resets belongs in
     :meth:`observe`, which runs after every call that was computed.
     """
@@ -73,8 +74,29 @@ class Tracker:
         """Learn from a call that was computed."""
 
     def tensors(self) -> Sequence[Tensor]:
-        """Every tensor held, for the memory account."""
-        return ()
+        """Every tensor held, for the memory account: what :meth:`keep` holds, unless a tracker says more."""
+        return list(self.buffers().values())
+
+    def keep(self, name: str, value: Tensor) -> Tensor:
+        """A copy of ``value`` in the buffer called ``name``, which is returned; what it held before is overwritten.
+
+        A buffer is allocated once, at its first use, and has the same address as long as the tracker lives: a step
+        allocates nothing for state, and what reads it may remember where it is. Another shape, dtype or device makes
+        a new one.
+        """
+        buffers = self.buffers()
+        kept = buffers.get(name)
+        with torch.no_grad():
+            if kept is None or (kept.shape, kept.dtype, kept.device) != (value.shape, value.dtype, value.device):
+                # Made in inference mode it could not be written outside of it.
+                with torch.inference_mode(False):
+                    kept = buffers[name] = torch.empty_like(value, requires_grad=False)
+            return kept.copy_(value)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers of :meth:`keep` by name."""
+        found: dict[str, Tensor] = self.__dict__.setdefault("_buffers", {})
+        return found
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,7 @@ class Desk:
                 strand.trackers.clear()
                 raise
             strand.calls += 1
-            trajectory.record(turn.calls, turn.moment)
-            self.report.session = trajectory.summary
+            trajectory.record(turn.calls, turn.moment, self.report)
 
     def _tell_no_session(self) -> None:
         if not self.told:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ import torch
 from torch.fx import GraphModule, Node
 
 from ..passes.report import GraphReport, Report
+from .summary import Summary
+from .timeline import svg
 
+log = logging.getLogger(__name__)
 _folders = itertools.count()
 
 _HEADER = '''"""{title}. Runs on its own: python {file}"""
@@ -76,8 +81,22 @@ class Dump:
             return
         from .registry import reports_in
 
+        report.folder = self.folder
         graphs = reports_in(self.folder, report)
         Report(graphs, sources=self.sources).save(self.folder)
+
+
+def write_session(summary: Summary, reports: Iterable[GraphReport]) -> None:
+    """Draw a session that ended into the debug folders of the graphs it ran, and bring their reports up to date."""
+    from .registry import reports_in
+
+    for folder in {report.folder: None for report in reports if report.folder is not None}:
+        try:
+            place = Report(reports_in(folder)).save(folder)
+            number = sum(1 for _ in place.glob("session-*.svg"))
+            (place / f"session-{number}.svg").write_text(svg(summary))
+        except OSError:
+            log.warning("the picture of a session could not be written to %s", folder, exc_info=True)
 
 
 def runnable(module: GraphModule, title: str, file: str) -> str:

@@ -179,9 +179,9 @@ def _closure(item: Any) -> list[Any]:
 _folders: dict[Path, list[GraphReport]] = {}
 
 
-def reports_in(folder: Path, report: GraphReport) -> list[GraphReport]:
-    """The reports written to one debug folder so far, ``report`` among them."""
+def reports_in(folder: Path, report: GraphReport | None = None) -> list[GraphReport]:
+    """The reports written to one debug folder so far, a new one among them."""
     with _lock:
         rows = _folders.setdefault(folder, [])
-        rows.append(report)
+        rows += [report] if report is not None else []
         return list(rows)

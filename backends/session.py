@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 
+from ..passes.report import GraphReport
 from ..passes.reuse import Moment, Tracker
 from . import registry
+from .debug import write_session
 from .summary import Call, Summary
 
 Identity = tuple[int, ...]
@@ -76,6 +78,7 @@ class session:
                 _active.set(tuple(stack))
                 unfinished = trajectory.unfinished() if not any(exception) else None
                 trajectory.drop()
+                write_session(trajectory.summary, trajectory.reports.values())
                 if unfinished is not None:
                     warnings.warn(unfinished, stacklevel=2)
                 break
@@ -167,6 +170,7 @@ class Trajectory:
         self.owner = owner
         self.group = owner.group
         self.summary = Summary(owner.steps, owner.calls_per_step)
+        self.reports: dict[int, GraphReport] = {}
         self._strands: dict[Any, Strand] = {}
         self._owned: dict[Any, bool] = {}
         self._lock = threading.RLock()
@@ -208,9 +212,11 @@ class Trajectory:
             )
         return Moment(step, self.owner.steps, stream)
 
-    def record(self, calls: Sequence[Call], moment: Moment) -> None:
-        """Note one finished call of a graph: what became of each of its regions."""
+    def record(self, calls: Sequence[Call], moment: Moment, report: GraphReport) -> None:
+        """Note one finished call of a graph, and in its report: what became of each of its regions."""
         self.summary.add(calls, moment.step, self._held())
+        report.session = self.summary
+        self.reports[report.id] = report
 
     def unfinished(self) -> str | None:
         """What is odd about the number of calls at the end, if they were fewer than announced."""

@@ -112,7 +112,7 @@ class GraphReport:
 
     ``seconds`` is laconic's own time by stage; ``conditioning`` names the inputs that feed only the conditioning path;
     ``pieces`` is how many compiled pieces a call runs and how many were compiled; ``session`` is the latest trajectory
-    that came through the graph's cached regions, if any did.
+    that came through the graph's cached regions, if any did; ``folder`` is where debug output is written, if anywhere.
     """
 
     id: int
@@ -127,6 +127,7 @@ class GraphReport:
     conditioning: list[str] = field(default_factory=list)
     pieces: tuple[int, int] = (1, 1)
     session: Account | None = None
+    folder: Path | None = None
 
     def refuse(self, reason: Reason, *, pass_name: str = "", site: str = "") -> None:
         """Record a refusal (once: a cached pass may repeat the same one on every call)."""

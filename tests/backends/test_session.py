@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import gc
+import json
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -19,6 +22,8 @@ from torch import Tensor, nn
 
 import laconic
 from laconic.backends import runner, session
+from laconic.backends.summary import Call, Summary
+from laconic.backends.timeline import svg
 from laconic.passes.base import FACTORIES, Factory, Pass, PlanContext
 from laconic.passes.measure import relative_l2
 from laconic.passes.plan import CachedRegion, Plan
@@ -346,6 +351,31 @@ def test_the_picture_and_the_plain_data_of_a_session(pieces: Pieces) -> None:
     assert len(marks) == STEPS and marks.count(".") == data["reused"] and "up to" in bars and "█" in bars
     report = laconic.report(fast)
     assert lines[1].strip() in str(report) and report.to_dict()["graphs"][0]["session"] == data
+
+
+def test_a_session_is_drawn_into_the_debug_folder(pieces: Pieces, tmp_path: Path) -> None:
+    passes = [laconic.cache("easycache", threshold=0.2, warmup=3)]
+    fast = torch.compile(Network(), backend="laconic", options={"passes": passes, "debug": str(tmp_path / "a<b")})
+    for _ in range(2):
+        with laconic.session(fast, steps=STEPS, calls_per_step=2) as here:
+            trajectory(fast, start(), streams=2)
+    folder = tmp_path / "a<b"
+    assert sorted(path.name for path in folder.glob("*.svg")) == ["session-0.svg", "session-1.svg"]
+    root = ElementTree.fromstring((folder / "session-1.svg").read_text())
+    space = "{http://www.w3.org/2000/svg}"
+    cells = [cell for cell in root.iter(f"{space}rect") if cell.find(f"{space}title") is not None]
+    titles = [str(cell.findtext(f"{space}title")) for cell in cells]
+    summary = here.summary()
+    assert len(cells) == len(summary.calls) == 2 * STEPS
+    assert sum(": reused" in title for title in titles) == summary.reused > 0
+    # One curve of indicators (only stream 0 has them) and one of memory.
+    curves = [str(line.get("points")).split() for line in root.iter(f"{space}polyline")]
+    assert [len(points) for points in curves] == [sum(c.indicator is not None for c in summary.calls), STEPS]
+    saved = json.loads((folder / "report.json").read_text())["graphs"][0]["session"]
+    assert saved["reused"] == summary.reused and summary.reused > 0
+    # A picture of nothing, and one with numbers that are none, are drawn as well.
+    for other in (Summary(3), Summary(3, 1, [Call("r & s", 0, 0, False, float("nan"))], {0: 0})):
+        ElementTree.fromstring(svg(other))
 
 
 def test_a_change_of_shape_starts_afresh(pieces: Pieces) -> None:

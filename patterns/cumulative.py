@@ -49,9 +49,10 @@ _PREPARATIONS = frozenset(
 """What may stand between a decay and its cumulative product."""
 _MOVES = MOVEMENTS | {"select", "slice", "expand", "narrow"}
 _LONGEST_MOVE = 8
-LARGEST_REGION = 400
+LARGEST_REGION = 4096
 _CANDIDATES = 12
 _OPERANDS = 6
+_FIRST_STEPS = 6
 _STRONGEST = 0.1
 """Logarithms of decays tried lie between minus this and 0: their products neither vanish nor grow."""
 
@@ -83,29 +84,36 @@ def cumulative_sites(
     for anchor in graph.nodes:
         if operation(anchor) not in _ANCHORS or anchor in taken or anchor in constants:
             continue
-        for decay in _sources(anchor):
-            site = _first_site(decay, order, taken, constants, known)
+        for decay, logarithm in _sources(anchor):
+            site = _first_site(decay, logarithm, order, taken, constants, known)
             if site is not None:
                 taken |= site.interior
                 yield site
                 break
 
 
-def _sources(anchor: Node) -> Iterator[Node]:
-    """What the anchor accumulates, and what that was prepared from."""
+def _sources(anchor: Node) -> Iterator[tuple[Node, bool]]:
+    """What the anchor accumulates, and what that was prepared from; whether it would be a decay's logarithm."""
     node: Any = anchor.args[0]
+    logarithm = operation(anchor) == "cumsum"
     for _ in range(8):
         made = tensor(node)
         if made is None or not made.is_floating_point() or made.dim() > MAXIMUM_RANK:
             return
-        yield node
+        yield node, logarithm
         if operation(node) not in _PREPARATIONS:
             return
+        logarithm = logarithm and operation(node) != "log"
         node = node.args[0]
 
 
 def _first_site(
-    decay: Node, order: dict[Node, int], taken: set[Node], constants: Collection[Node], known: dict[str, Roles | None]
+    decay: Node,
+    logarithm: bool,
+    order: dict[Node, int],
+    taken: set[Node],
+    constants: Collection[Node],
+    known: dict[str, Roles | None],
 ) -> Scan | Recurrence | None:
     for output, inside in _meetings(decay, order):
         if inside & taken:
@@ -120,7 +128,7 @@ def _first_site(
         name = fingerprint(interior | made, inputs, (output,))
         if name not in known:
             with concretely():
-                known[name] = _roles(inputs, output, order)
+                known[name] = _roles(inputs, output, logarithm, order)
         roles = known[name]
         if roles is not None:
             return _site(inputs, output, roles, described)
@@ -136,12 +144,20 @@ def _inputs(decay: Node, interior: set[Node], constants: Collection[Node]) -> tu
         read
         for node in interior
         for read in node.all_input_nodes
-        if operation(read) in CONTRACTIONS and read not in interior and all(user in interior for user in read.users)
+        if read not in interior and _makes_scores(read) and all(user in interior for user in read.users)
     }
     interior |= scores
     reads = [read for node in sorted(interior) for read in node.all_input_nodes]
     others = dict.fromkeys(node for node in reads if node not in interior and node is not decay)
     return (decay, *_merged([node for node in others if node not in constants], interior))
+
+
+def _makes_scores(node: Node) -> bool:
+    """Products of keys with keys or queries: contracted, or element by element and summed when they are decayed."""
+    if operation(node) != "mul":
+        return operation(node) in CONTRACTIONS
+    sizes = [value.numel() for value in map(tensor, node.all_input_nodes) if value is not None]
+    return len(sizes) == 2 and node.meta["val"].numel() > max(sizes)
 
 
 def _merged(reads: Sequence[Node], interior: set[Node]) -> list[Node]:
@@ -207,31 +223,27 @@ def _reaches_anchor(node: Node) -> bool:
     return False
 
 
-def _roles(inputs: Sequence[Node], output: Node, order: dict[Node, int]) -> Roles | None:
+def _roles(inputs: Sequence[Node], output: Node, logarithm: bool, order: dict[Node, int]) -> Roles | None:
     sizes = {int(size) for size in inputs[0].meta["val"].shape if isinstance(size, int)}
     region = Region(order, inputs, (output,), sizes, {})
     if tuple(region.inputs) != tuple(inputs) and any(not _is_operand(node) for node in region.inputs):
         return None
     for shrunk in (True, False):
         generator = torch.Generator().manual_seed(7)
-        ran = False
-        for logarithm in (True, False):
-            try:
-                values = region.samples(generator, shrunk=shrunk)
-                for node in inputs[1:]:
-                    values[node] = values[node] * _WEAKER
-                values[inputs[0]] = _decays(values[inputs[0]].shape, generator, logarithm=logarithm)
-                probe = Probe(region, output, values, shrunk=shrunk)
-                ran = True
-                if not torch.isfinite(probe.result).all():
-                    continue
-                roles = _found(inputs, probe, logarithm=logarithm)
-            except (RuntimeError, ValueError, IndexError, TypeError, MemoryError, NotImplementedError):
-                continue
-            if roles is not None:
-                return roles
-        if ran:
-            break
+        try:
+            values = region.samples(generator, shrunk=shrunk)
+            for node in inputs[1:]:
+                values[node] = values[node] * _WEAKER
+            values[inputs[0]] = _decays(values[inputs[0]].shape, generator, logarithm=logarithm)
+            probe = Probe(region, output, values, shrunk=shrunk)
+        except (RuntimeError, ValueError, IndexError, TypeError, MemoryError, NotImplementedError):
+            continue
+        if not torch.isfinite(probe.result).all():
+            return None
+        try:
+            return _found(inputs, probe, logarithm=logarithm)
+        except (RuntimeError, ValueError, IndexError, TypeError, MemoryError, NotImplementedError):
+            return None
     return None
 
 
@@ -273,12 +285,15 @@ def _found(inputs: Sequence[Node], probe: Probe, *, logarithm: bool) -> Roles | 
 
     decays, values = of(0), of(value)
     decays = decays.exp() if logarithm else decays
-    sizes = [like.shape[axis] for axis in (*batch, *time, *wide)]
-    arrangement = [(*batch, *time, *wide).index(axis) for axis in range(rank)]
+    results = like.permute(*batch, *time, *wide).reshape(values.shape)
     for query, key, erase in _assignments(keyed):
         parts = [None if place is None else of(place) for place in (key, query, erase)]
-        expected = gated(decays, values, *parts).reshape(sizes).permute(arrangement)
-        if agree(like, expected):
+        # The first few steps tell most wrong assignments.
+        for steps in (_FIRST_STEPS, values.shape[1]):
+            cut = [None if part is None else part[:, :steps] for part in (decays, values, *parts)]
+            if not agree(results[:, :steps], gated(*cut)):
+                break
+        else:
             gate = "delta" if erase is not None else _gate(decay, keyed, batch)
             return Roles(logarithm, value, key, query, erase, time, decay, influences[value], gate)
     return None

@@ -180,7 +180,13 @@ def named_dimensions(**sizes: Any) -> tuple[dict[str, sympy.Symbol], dict[str, i
 
 def evaluated(expression: sympy.Expr, dimensions: dict[str, int]) -> int:
     """The value of a cost at example sizes given by dimension name."""
-    return int(expression.subs({symbol: dimensions[symbol.name] for symbol in expression.free_symbols}))
+    return _evaluated(expression, tuple(dimensions.items()))
+
+
+@lru_cache(maxsize=4096)
+def _evaluated(expression: sympy.Expr, dimensions: tuple[tuple[str, int], ...]) -> int:
+    sizes = dict(dimensions)
+    return int(expression.subs({symbol: sizes[symbol.name] for symbol in expression.free_symbols}))
 
 
 def description(

@@ -9,6 +9,7 @@ _KINDS = "A stage of two layers of two kinds (plain and shifted windows, rotary 
 _ENDS = "The first or last layer computes something else (a second attention, no result for the text that is read)."
 _DEAD = "The last layer of the text stream computes a result nobody reads: it is no part of the normal form."
 _CHUNKS = "Chunked windows: the scores are put together from overlapping pieces, not read from one product."
+_PERIOD = "Recurrent layers and attentions alternate: a block holds one of each, and needs to come twice to be one."
 _ESCAPE = "Scores that several attentions share are refused: no site could replace one of them alone."
 
 EXCEPTIONS: dict[str, str] = {
@@ -28,6 +29,7 @@ EXCEPTIONS: dict[str, str] = {
     "longformer": _CHUNKS,
     "led": f"{_CHUNKS} The decoder's are found.",
     "llama4": _KINDS,
+    **dict.fromkeys(("zamba", "zamba2", "nemotron-h", "granitemoehybrid", "olmo-hybrid", "bailing-hybrid"), _PERIOD),
     "rwkv": "Eager does not count the layers: the first one normalises what it reads before it adds to it.",
     "diffllama": "The layers have constants that depend on their depth: one program cannot stand for another.",
     "timm-xcit": "Class attention: the layer changes one token, which is then put back beside the others.",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import diffusion, further, sound, text, vision
+from . import diffusion, further, recurrent, sound, text, vision
 from .table import Row
 
 ROWS: dict[str, Row] = {
-    row.name: row for row in (*text.ROWS, *vision.ROWS, *sound.ROWS, *diffusion.ROWS, *further.ROWS)
+    row.name: row for row in (*text.ROWS, *recurrent.ROWS, *vision.ROWS, *sound.ROWS, *diffusion.ROWS, *further.ROWS)
 }

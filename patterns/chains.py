@@ -47,15 +47,15 @@ def _is_same_value(node: Node) -> bool:
 
 def find_chains(graph: Graph) -> list[list[Step]]:
     """The longest runs of steps, each node in at most one; in graph order of their last state. Linear time."""
-    readings: dict[Node, Step] = {}
+    best_of: dict[Node, Step] = {}
     depth: dict[Node, int] = {}
     for node in graph.nodes:
         best: Step | None = None
-        for step in _readings(node):
+        for step in readings(node):
             if best is None or depth.get(step.previous, 0) > depth.get(best.previous, 0):
                 best = step
         if best is not None:
-            readings[node] = best
+            best_of[node] = best
             depth[node] = depth.get(best.previous, 0) + 1
     chains: list[list[Step]] = []
     taken: set[Node] = set()
@@ -64,10 +64,10 @@ def find_chains(graph: Graph) -> list[list[Step]]:
             break
         chain: list[Step] = []
         state: Node | None = node
-        while state is not None and state in readings and state not in taken:
-            chain.append(readings[state])
+        while state is not None and state in best_of and state not in taken:
+            chain.append(best_of[state])
             taken.add(state)
-            state = readings[state].previous
+            state = best_of[state].previous
         if len(chain) >= MINIMUM_STEPS:
             chains.append(chain[::-1])
     order = {node: index for index, node in enumerate(graph.nodes)}
@@ -76,12 +76,22 @@ def find_chains(graph: Graph) -> list[list[Step]]:
 
 def alternatives(step: Step) -> Iterator[Step]:
     """The other ways to read the same node as a step: which factor is carried is not always plain in the first one."""
-    for other in _readings(step.state):
+    for other in readings(step.state):
         if other != step:
             yield other
 
 
-def _readings(node: Node) -> Iterator[Step]:
+def gate_kind(decay: Any, rank: int) -> str:
+    """What the decay of one step is to a state of ``rank`` axes: the ``gate`` of :class:`~.sites.Scan`."""
+    if not isinstance(decay, Node):
+        return "none" if decay == 1 else "scalar"
+    sizes = tuple(decay.meta["val"].shape)
+    own = sizes[max(len(sizes) - min(2, max(rank - 1, 1)), 0) :]
+    return "scalar" if all(isinstance(size, int) and size == 1 for size in own) else "diagonal"
+
+
+def readings(node: Node) -> Iterator[Step]:
+    """The ways to read ``node`` as a step."""
     if node.op != "call_function":
         return
     if node.target is aten.add.Tensor and not node.kwargs and len(node.args) == 2:

@@ -290,8 +290,8 @@ def _found(inputs: Sequence[Node], probe: Probe, *, logarithm: bool) -> Roles | 
         parts = [None if place is None else of(place) for place in (key, query, erase)]
         # The first few steps tell most wrong assignments.
         for steps in (_FIRST_STEPS, values.shape[1]):
-            cut = [None if part is None else part[:, :steps] for part in (decays, values, *parts)]
-            if not agree(results[:, :steps], gated(*cut)):
+            cut = [None if part is None else part[:, :steps] for part in parts]
+            if not agree(results[:, :steps], gated(decays[:, :steps], values[:, :steps], *cut)):
                 break
         else:
             gate = "delta" if erase is not None else _gate(decay, keyed, batch)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from . import batched
-from .chains import Step, alternatives
+from .chains import Step, alternatives, gate_kind
 from .describe import description
 from .joins import Join, find_joins
 from .lift import Lifter, Value
@@ -180,7 +180,7 @@ class _Builder:
             length=len(self.steps),
             program=module,
             unfolded=tuple(refused),
-            gate=_gate(self.steps[0].decay, self.steps[0].state),
+            gate=gate_kind(self.steps[0].decay, self.steps[0].state.meta["val"].dim()),
             **description(anchor, frozenset(interior), inputs, outputs),
         )
 
@@ -218,16 +218,6 @@ class _Builder:
             else:
                 alive.add(node)
         return [(node, position[node]) for node in reversed(found)]
-
-
-def _gate(decay: Any, state: Node) -> str:
-    """What the decay of one step is to the state; see :class:`Scan`."""
-    if not isinstance(decay, Node):
-        return "none" if decay == 1 else "scalar"
-    rank = state.meta["val"].dim()
-    sizes = tuple(decay.meta["val"].shape)
-    own = sizes[max(len(sizes) - min(2, max(rank - 1, 1)), 0) :]
-    return "scalar" if all(isinstance(size, int) and size == 1 for size in own) else "diagonal"
 
 
 def _operand(lifter: Lifter, column: list[Any]) -> Value | float | Reason:

@@ -14,6 +14,7 @@ from .describe import description, outside_inputs, size_hint
 from .gates import Gate, gate_of
 from .graph import NormalGraph
 from .lockstep import Loop
+from .nodes import argument, operation
 from .pieces import part_of
 from .reasons import Reason
 from .sites import Recurrence
@@ -83,14 +84,18 @@ def _obstacle(gate: Gate, states: tuple[Node, ...]) -> Reason:
 
 
 def whole_sites(graph: NormalGraph, claimed: Collection[Node] = ()) -> Iterator[Recurrence | Reason]:
-    """Higher-order operators (``scan``, ``associative_scan``, ``while_loop``) whose body is a recurrence.
+    """Operators that are a recurrence: ``scan``, ``associative_scan`` and ``while_loop``, and whole recurrent networks.
 
     Those in ``claimed`` belong to another site.
     """
     for node in graph.module.graph.nodes:
-        kind = _KINDS.get(getattr(node.target, "_name", "")) if node.op == "call_function" else None
-        if kind is not None and node not in claimed:
+        if node.op != "call_function" or node in claimed:
+            continue
+        kind = _KINDS.get(getattr(node.target, "_name", ""))
+        if kind is not None:
             yield kind(graph, node)
+        elif operation(node) in _NETWORKS and node.target._overloadname == "input":
+            yield _network(node)
 
 
 def _body(graph: NormalGraph, name: Any) -> GraphModule | None:
@@ -160,6 +165,16 @@ def _whole(node: Node, gate: Gate, initial: list[Node], operands: list[Node], le
     )
 
 
+def _network(node: Node) -> Recurrence:
+    """A whole network of recurrent cells in all its layers and directions, as ``torch.nn.LSTM`` calls it."""
+    given = argument(node, "hx")
+    initial = [given] if isinstance(given, Node) else _flat(given)
+    value: Tensor = argument(node, "input").meta["val"]
+    length = value.shape[1 if argument(node, "batch_first") and value.dim() > 2 else 0]
+    read = [argument(node, "input"), *_flat(argument(node, "params"))]
+    return _whole(node, Gate("nonlinear"), initial, read, size_hint(length), f"{operation(node)} operator")
+
+
 def _associative_scan(graph: NormalGraph, node: Node) -> Recurrence | Reason:
     """``associative_scan(combine, xs, additional)``: a scan when combining composes affine maps ``(decay, input)``."""
     operands = _flat(node.args[1])
@@ -181,4 +196,5 @@ def _associative_scan(graph: NormalGraph, node: Node) -> Recurrence | Reason:
     return _whole(node, gate, [], operands, length, "associative_scan operator")
 
 
+_NETWORKS = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _KINDS = {"scan": _scan, "while_loop": _while_loop, "associative_scan": _associative_scan}

@@ -20,6 +20,7 @@ from .loops import Influence, loop_site
 from .nodes import tensor
 from .reasons import Reason
 from .recurrences import unrolled_sites, whole_sites
+from .scan_operator import operator_sites
 from .selective import selective_sites
 from .sites import Recurrence, Scan, SelectiveScan, Site, Sites
 from .trees import tree_sites
@@ -61,6 +62,10 @@ def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason
         if effects.mutation(cumulative.inputs, cumulative.interior) is None:
             found.append(cumulative)
             claimed |= cumulative.interior
+    for site in operator_sites(module.graph):
+        if effects.mutation(site.inputs, site.interior) is None and prove_scan(site, order) is None:
+            found.append(site)
+            claimed |= site.interior
     refusals: list[Reason] = []
     told = set(claimed)
     for loop in unrolled_sites(graph, order, claimed):

@@ -1,4 +1,4 @@
-"""Recurrences that are one operator: ``scan`` and ``while_loop`` as ``torch.compile`` captures them, ``torch.nn.LSTM``."""
+"""Recurrences that are one operator: ``scan`` and ``while_loop`` as Dynamo captures them, ``torch.nn.LSTM``."""
 
 from __future__ import annotations
 

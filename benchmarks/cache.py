@@ -381,7 +381,8 @@ def overhead(setup: Setup, rounds: int) -> dict[str, Any]:
     fast = {name: compiled(setup.model, *choice) for name, choice in off.items()}
     variants = {"unsplit compile": torch.compile(setup.model), **fast}
     figures: dict[str, Any] = {}
-    with laconic.session(*fast.values(), steps=10**6), torch.no_grad():
+    # One draw to compare, two that do not count, and the rounds.
+    with laconic.session(*fast.values(), steps=3 * (rounds + 3)), torch.no_grad():
         ends = {name: setup.draw(network, 0, 3) for name, network in variants.items()}
         seconds = in_turns({name: lambda v=value: setup.draw(v, 0, 3) for name, value in variants.items()}, rounds)
     for name in variants:

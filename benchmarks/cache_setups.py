@@ -176,6 +176,7 @@ def _euler(shape: tuple[int, ...], fixed: dict[str, Any], scale: float) -> Calla
 
 SETUPS: dict[str, Callable[[], Setup]] = {
     "digits": lambda: digits(50),
+    "digits-16": lambda: digits(50, batch=16),
     "digits-30": lambda: digits(30),
     "guided": guided,
     "flux": flux,

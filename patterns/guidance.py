@@ -12,8 +12,9 @@ import dataclasses
 import sympy
 from torch.fx import Node
 
+from .axes import same
 from .conditioning import conditioning_inputs
-from .describe import description, evaluated, ordered
+from .describe import description, evaluated, ordered, shape_of
 from .effects import Effects
 from .evaluate import concretely
 from .graph import NormalGraph
@@ -65,9 +66,9 @@ def _site(
     effects: Effects,
 ) -> Guidance:
     """The site around one exit. Raises Refused or Mixed."""
-    doubled, latent = starts[0]
-    if any(source is not latent for _, source in starts):
-        raise Refused("unsupported-op", "more than one value is doubled on the way to the halves", doubled)
+    latent = _latent(end, starts)
+    starts = [(node, source) for node, source in starts if source is latent]
+    doubled = starts[0][0]
     with concretely():
         halves = Halves(graph, [node for node, _ in starts], end, above)
         halves.walk()
@@ -111,6 +112,25 @@ def _site(
         **description(end.output, interior, inputs, (end.output, *others)),
     )
     return dataclasses.replace(site, conditioning=conditioning_inputs(graph, sites, latent, end.result))
+
+
+def _latent(end: Exit, starts: list[tuple[Node, Node]]) -> Node:
+    """The doubled value that is like the halves of the result, where the time or a condition is doubled as well.
+
+    Raises Refused where several are.
+    """
+    sources = list(dict.fromkeys(source for _, source in starts))
+    wanted = shape_of(end.halves[0])
+    alike = [
+        source
+        for source in sources
+        if len(shape_of(source)) == len(wanted) and all(map(same, shape_of(source), wanted))
+    ]
+    # Without its learned variance, say, an output has fewer channels than the latent, but as many axes.
+    near = alike or [source for source in sources if len(shape_of(source)) == len(wanted)]
+    if len(sources) > 1 and len(near) != 1:
+        raise Refused("unsupported-op", "more than one value is doubled on the way to the halves", starts[0][0])
+    return near[0] if near else sources[0]
 
 
 def _moves(graph: NormalGraph, node: Node) -> bool:

@@ -62,8 +62,8 @@ class Halves:
     def walk(self) -> None:
         """Raises Mixed.
 
-        Inputs of the graph that are as long as the batch are taken to hold both halves; when that fails, values are cut
-        no earlier than where they meet the batch.
+        Inputs of the graph that are as long as the batch, and whatever else is doubled, are taken to hold both halves;
+        when that fails, values are cut no earlier than where they meet the batch.
         """
         seeds = self._seeds()
         try:
@@ -77,9 +77,16 @@ class Halves:
 
     def _seeds(self) -> list[Node]:
         batch = next(iter(self.starts)).meta["val"].shape[0]
-        inputs = (node for node in self.graph.placeholders if node in self.above and not self.graph.is_static(node))
+        inputs = [node for node in self.graph.placeholders if not self.graph.is_static(node)]
+        # What else is doubled (the time, a condition) holds both halves as well.
+        inputs += [node for node in self.graph.module.graph.nodes if doubled_value(node) is not None]
         return [
-            node for node in inputs if (made := tensor(node)) is not None and made.dim() and same(made.shape[0], batch)
+            node
+            for node in inputs
+            if node in self.above - self.starts
+            and (made := tensor(node)) is not None
+            and made.dim()
+            and same(made.shape[0], batch)
         ]
 
     def _walk(self, seeds: Sequence[Node]) -> None:

@@ -16,6 +16,7 @@ from laconic.patterns.conditioning import conditioning_inputs
 from laconic.patterns.detect import detect
 from laconic.patterns.guidance import prove_guidance
 from laconic.patterns.guidance_halves import half_program
+from laconic.patterns.nodes import operation
 from laconic.patterns.sites import Guidance, Sites
 from tests.models.builders import BUILDERS
 from tests.patterns.graphs import normal
@@ -154,6 +155,22 @@ def test_a_table_made_for_each_row_of_the_batch_is_no_second_latent() -> None:
     graph, sites = found(step, *inputs)
     (site,) = sites.of(Guidance)
     assert site.latent is graph.placeholders[0] and prove_guidance(site, graph) is None
+
+
+def test_the_time_may_be_doubled_too() -> None:
+    def step(x: Tensor, text: Tensor, w: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        time = functional.silu(torch.cat([t, t])[:, None].sin() * 3)[:, None]
+        return EXITS["chunk"](network(torch.cat([x, x]) * time, text, w), s)
+
+    _, inputs = sampler("cat", "chunk", None)
+    graph, sites = found(step, *inputs, torch.rand(BATCH))
+    (site,) = sites.of(Guidance)
+    assert site.latent is graph.placeholders[0] and prove_guidance(site, graph) is None
+    # The time is cut where it is doubled, so that half of the batch computes all that comes of it once.
+    cuts = {operation(node) for node in site.doubled_inputs}
+    assert "cat" in cuts and len(site.doubled_inputs) == 2
+    program = half_program(site)
+    assert "silu" in {operation(node) for node in program.graph.nodes}
 
 
 def test_a_changed_field_fails_the_proof() -> None:

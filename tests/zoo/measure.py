@@ -26,7 +26,10 @@ KINDS = ("attention", "feedforward", "moe", "scan", "block")
 
 @dataclass(eq=False)
 class Result:
-    """What came out for one row; ``missing`` is positive for sites not found and negative for false ones."""
+    """What came out for one row; ``missing`` is positive for sites not found and negative for false ones.
+
+    ``error`` is what the default passes change in the model's outputs (see ``compiled.py``), where that was measured.
+    """
 
     row: Row
     eager: Eager
@@ -39,6 +42,7 @@ class Result:
     unproven: list[Reason] = field(default_factory=list)
     given_up: list[Reason] = field(default_factory=list)
     seconds: float = 0.0
+    error: float = 0.0
 
     @property
     def missing(self) -> dict[str, int]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from .compiled import error_of
 from .exceptions import EXCEPTIONS
 from .measure import measure
+from .report import LARGEST_ERROR
 from .rows import ROWS
 
 FAST = sorted(name for name, row in ROWS.items() if row.fast)
@@ -16,6 +18,11 @@ def test_found_is_what_eager_does(name: str) -> None:
     result = measure(ROWS[name])
     assert {kind: number for kind, number in result.missing.items() if number} == {}, result.refusals
     assert not result.unproven and not result.given_up
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_compiling_changes_nothing_but_rounding(name: str) -> None:
+    assert error_of(ROWS[name]) <= LARGEST_ERROR
 
 
 def test_the_zoo_is_large_and_the_slice_has_every_kind() -> None:

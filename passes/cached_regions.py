@@ -6,13 +6,13 @@ Policies say what they want kept in terms of sites; this page says which values 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.fx import Node
 
 from ..patterns.graph import NormalGraph
-from ..patterns.nodes import CASTS, DROPOUTS, MOVEMENTS, argument, operation, tensor
+from ..patterns.nodes import CASTS, DROPOUTS, MOVEMENTS, argument, operation, readers, tensor
 from ..patterns.reasons import Reason
 from ..patterns.sites import Attention, Block, FeedForward, Sites
 from .base import Policy
@@ -45,6 +45,22 @@ def region_nodes(graph: NormalGraph, region: CachedRegion) -> set[Node]:
     return {node for node in inside if node.target is not operator.getitem or node.args[0] in inside}
 
 
+def between(blocks: Sequence[Block], order: Sequence[Node], position: Mapping[Node, int]) -> frozenset[Node]:
+    """The nodes of neighbouring blocks and what is computed on the way from one to the next."""
+    inside = {node for block in blocks for node in block.interior}
+    places = [position[node] for node in inside]
+    window = order[min(places) : max(places) + 1]
+    after: set[Node] = set()
+    for node in window:
+        if node in inside or not after.isdisjoint(node.all_input_nodes):
+            after.add(node)
+    before: set[Node] = set()
+    for node in reversed(window):
+        if node in inside or not before.isdisjoint(node.users):
+            before.add(node)
+    return frozenset(after & before)
+
+
 def around_blocks(
     graph: NormalGraph, policy: Policy, blocks: Sequence[Block], role: str = "", *, watch: Sequence[Node] = ()
 ) -> CachedRegion | Reason:
@@ -61,7 +77,14 @@ def around_blocks(
     exits = tuple(last.exits)
     region = CachedRegion(entries=entries, exits=exits, policy=policy, site=first, role=role)
     inside = region_nodes(graph, region)
-    escaping = [node for block in blocks for node in block.outputs if node not in inside and tensor(node) is not None]
+    order = list(graph.module.graph.nodes)
+    whole = between(blocks, order, {node: index for index, node in enumerate(order)})
+    # What lies between the blocks may be read elsewhere as well as what is in them.
+    escaping = [
+        node
+        for node in sorted(whole - inside)
+        if tensor(node) is not None and any(user not in whole for user in readers(node))
+    ]
     if escaping:
         exits = tuple(dict.fromkeys((*exits, *escaping)))
         region = CachedRegion(entries=entries, exits=exits, policy=policy, site=first, role=role)

@@ -1,4 +1,4 @@
-"""Regional compilation: a stack of equal blocks is compiled as one block, which then runs for every layer.
+"""Regional compilation: equal blocks of a stack are compiled as one block, which then runs for each of them.
 
 The graph is cut at block boundaries that detection proved equal; weights and all else a block reads are inputs of the
 compiled piece. What is computed does not change, nor does what Dynamo sees. Cold compile time no longer grows with
@@ -8,6 +8,7 @@ depth.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..patterns.describe import evaluated, size_hint
-from ..patterns.graph import NormalGraph
 from ..patterns.nodes import tensor
 from ..patterns.reasons import Reason
+from ..patterns.segments import runs
 from ..patterns.sites import Block
 from .base import PlanContext, Policy, positive, register
-from .cached_regions import stacks
+from .cached_regions import between, stacks
 from .plan import Cut, Fidelity, Plan
 
 CALL_SECONDS = 12e-6
@@ -64,20 +65,31 @@ class ShareBlocks(Policy):
         order = list(context.graph.module.graph.nodes)
         position = {node: index for index, node in enumerate(order)}
         for stack in stacks(context.targets):
-            size = self._blocks_at_a_time(context.graph, stack)
-            if isinstance(size, Reason):
-                plan.refusals.append((stack[0], size))
+            groups = self._groups(stack)
+            if isinstance(groups, Reason):
+                plan.refusals.append((stack[0], groups))
                 continue
-            # What is left over at the front stays in the piece before, where the first block often differs anyway.
-            for start in range(len(stack) % size, len(stack), size):
-                group = stack[start : start + size]
-                plan.cuts.append(Cut(nodes=_closed(group, order, position), policy=self, site=group[0]))
+            for group in groups:
+                plan.cuts.append(Cut(nodes=between(group, order, position), policy=self, site=group[0]))
         return plan
 
-    def _blocks_at_a_time(self, graph: NormalGraph, stack: Sequence[Block]) -> int | Reason:
+    def _groups(self, stack: Sequence[Block]) -> list[Sequence[Block]] | Reason:
+        """What to call at a time: single blocks of a kind that repeats, or several where one is too little work."""
+        size = self._blocks_at_a_time(stack)
+        if isinstance(size, Reason):
+            return size
+        if size == 1:
+            number = Counter(block.variant for block in stack)
+            groups: list[Sequence[Block]] = [[block] for block in stack if number[block.variant] > 1]
+        else:
+            groups = _repeated(stack, size)
+        text = f"{len(stack)} blocks, but no {'two' if size == 1 else f'groups of {size}'} of them are equal"
+        return groups or Reason("not-faster", text)
+
+    def _blocks_at_a_time(self, stack: Sequence[Block]) -> int | Reason:
         """As few as keep the overhead small, so that at least two groups are equal."""
         wanted = call_seconds(stack[0]) / self.overhead if self.overhead else math.inf
-        seconds = block_seconds(stack[0])
+        seconds = min(map(block_seconds, stack))
         size = math.ceil(wanted / seconds) if wanted < math.inf and seconds > 0 else len(stack)
         if len(stack) >= 2 * size:
             return size
@@ -115,20 +127,19 @@ def _dialect_work(node: Node) -> int:
     return 2 * math.prod(map(size_hint, made.shape)) * size_hint(source.shape[-1])
 
 
-def _closed(group: Sequence[Block], order: Sequence[Node], position: dict[Node, int]) -> frozenset[Node]:
-    """The nodes of neighbouring blocks and what is computed on the way from one to the next."""
-    inside = {node for block in group for node in block.interior}
-    places = [position[node] for node in inside]
-    window = order[min(places) : max(places) + 1]
-    after: set[Node] = set()
-    for node in window:
-        if node in inside or not after.isdisjoint(node.all_input_nodes):
-            after.add(node)
-    before: set[Node] = set()
-    for node in reversed(window):
-        if node in inside or not before.isdisjoint(node.users):
-            before.add(node)
-    return frozenset(after & before)
+def _repeated(stack: Sequence[Block], size: int) -> list[Sequence[Block]]:
+    """Equal groups of at least ``size`` neighbours, whole periods each, from the longest stretch that repeats."""
+    best: list[Sequence[Block]] = []
+    for run in runs([block.variant for block in stack]):
+        length = math.ceil(size / run.period) * run.period
+        # What is left over at the front stays in the piece before.
+        groups = [
+            stack[start : start + length]
+            for start in range(run.start + run.length % length, run.start + run.length, length)
+        ]
+        if len(groups) > 1 and sum(map(len, groups)) > sum(map(len, best)):
+            best = groups
+    return best
 
 
 share_blocks = register("share_blocks", {"equal": ShareBlocks}, default="equal")

@@ -1,7 +1,8 @@
-"""Repeated blocks of the residual stream, found by data flow alone: no module, class or parameter name is read.
+"""Repeated blocks of the residual stream: no name of a module, class or parameter is read.
 
 Narrow places (:mod:`.streams`) delimit segments (:mod:`.segments`); runs of equal segments are stacks of blocks
-(:mod:`.stacks`). This page chooses among the stacks of all streams and makes sites of them.
+(:mod:`.stacks`). Layers that are not equal but agree in part are stacks too (:mod:`.layer_stacks`). This page chooses
+among them and makes sites of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch.fx import Node
 from .describe import evaluated, fingerprint, module_of, module_path, source_of
 from .effects import Effects
 from .graph import NormalGraph
+from .layer_stacks import layer_stacks, settled
+from .layers import find_layers, parts_of
 from .nodes import operation
 from .segments import Segment
 from .sites import Attention, Block, Convolution, Linear, Site, Sites, Skip
@@ -24,13 +27,13 @@ _KINDS = frozenset({"attention", "feedforward", "moe", "scan"})
 
 
 def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
-    """Stacks of at least two equal blocks; blocks never overlap.
+    """Stacks of at least two blocks; blocks never overlap.
 
-    A block computes as many values as it reads from the stream, of the same shapes; it holds at least one layer and
-    adds to the stream. Equal means up to weights and other inputs, strides aside; inputs, interior (in graph order)
-    and outputs of the blocks of one stack correspond by position. Values that several blocks share (rotary tables, a
-    conditioning vector, masks) are inputs of each, after the entries. A stack one of whose blocks writes in place is
-    refused. Linear time; no guard on a symbolic size.
+    A block hands on what it reads from the stream, with something added that a layer in it computed. Blocks of one
+    ``variant`` are equal up to weights and other inputs, strides aside: their inputs, interior (in graph order) and
+    outputs correspond by position. Values that several blocks share (rotary tables, a conditioning vector, masks) are
+    inputs of each, after the entries. A stack one of whose blocks writes in place is refused. Linear time; no guard on
+    a symbolic size.
     """
     order = list(graph.module.graph.nodes)
     position = {node: index for index, node in enumerate(order)}
@@ -50,6 +53,9 @@ def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
         if len(set(nodes)) == len(nodes) and claimed.isdisjoint(nodes):
             claimed.update(nodes)
             chosen.append(stack)
+    doing = parts_of(sites)
+    known = find_layers(graph, order, layers, doing, kept)
+    chosen = settled(chosen, layer_stacks(known, order, position, layers), known, doing)
     chosen.sort(key=lambda stack: position[stack[0].nodes[0]])
     effects = Effects(graph.module.graph)
     found: list[Site] = []
@@ -110,6 +116,7 @@ def _sites(stack: list[Segment], number: int, first: int, sites: Sites, position
         if index is not None and site.interior <= insides[index]:
             members[index].append(site)
     found: list[Site] = []
+    variants: dict[str, int] = {}
     for index, block in enumerate(stack):
         inputs = (*block.entries, *(node for node in block.inputs if node not in block.entries))
         # Members name their dimensions each for themselves, so only their values can be added up.
@@ -118,6 +125,7 @@ def _sites(stack: list[Segment], number: int, first: int, sites: Sites, position
             what: sum(evaluated(getattr(site, what), site.dimensions) for site in counted)
             for what in ("flops", "bytes")
         }
+        structure = fingerprint(block.nodes, inputs, block.outputs, layout=False)
         found.append(
             Block(
                 id=f"block.{first + index}",
@@ -127,16 +135,17 @@ def _sites(stack: list[Segment], number: int, first: int, sites: Sites, position
                 index=index,
                 members=tuple(site.id for site in members[index]),
                 parts=_parts(members[index], position),
-                period=_period(block.nodes, members[index]),
+                period=1 if block.module else _period(block.nodes, members[index]),
                 inputs=inputs,
                 outputs=block.outputs,
                 interior=insides[index],
-                module=module_of(block.nodes),
+                module=block.module or module_of(block.nodes),
                 source=source_of(block.exits[-1]),
                 form="dual" if len(block.entries) > 1 else "single",
                 flops=sympy.Integer(cost["flops"]),
                 bytes=sympy.Integer(cost["bytes"]),
-                fingerprint=fingerprint(block.nodes, inputs, block.outputs, layout=False),
+                variant=variants.setdefault(structure, len(variants)),
+                fingerprint=structure,
             )
         )
     return found

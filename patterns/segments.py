@@ -25,6 +25,7 @@ class Segment:
     ``inputs`` are in the order they are first read, ``entries`` those that come from the stream and end here,
     ``exits`` what goes on; ``outputs`` all that is read outside. ``structure`` is equal for segments that differ in
     the identity of their inputs only (weights, the stream): their nodes and inputs then correspond by position.
+    ``module`` is the path of the module whose one execution the segment is, "" when it was not cut out by modules.
     """
 
     start: Place
@@ -35,6 +36,7 @@ class Segment:
     exits: tuple[Node, ...]
     outputs: tuple[Node, ...]
     structure: tuple[Any, ...]
+    module: str = ""
 
 
 def segment(order: Sequence[Node], members: set[Node], start: Place, end: Place) -> Segment:

@@ -437,12 +437,13 @@ class SelectiveScan(Site):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Block(Site):
-    """One repetition of a repeated part of the residual stream, from ``entry`` (outside) to ``exit``.
+    """One layer of the residual stream, from ``entries`` (outside) to ``exits``.
 
-    ``index`` counts within its ``stack``; blocks of one stack have equal ``fingerprint``. ``entries`` and ``exits``
-    have one node per stream. All sites lying inside are named in ``members``; ``parts`` are the kinds of the
-    attentions, feed-forwards, mixtures and scans among them, in order. One block is one repetition: where kinds of
-    layers alternate it holds ``period`` layers.
+    ``index`` counts within its ``stack``. Blocks of one stack need not be equal: those of one ``variant`` have equal
+    ``fingerprint`` and are interchangeable programs. ``entries`` and ``exits`` have one node per stream, in the same
+    order; a stream that ends in a block has an entry and no exit, after all others. All sites lying inside are named
+    in ``members``; ``parts`` are the kinds of the attentions, feed-forwards, mixtures and scans among them, in order.
+    A block holds ``period`` layers: more than one only where no module says where one of several kinds ends.
     """
 
     kind: ClassVar[str] = "block"
@@ -450,6 +451,7 @@ class Block(Site):
     exits: tuple[Node, ...]
     stack: int
     index: int
+    variant: int = 0
     members: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     period: int = 1
@@ -460,6 +462,7 @@ class Block(Site):
             "exits": [n.name for n in self.exits],
             "stack": self.stack,
             "index": self.index,
+            "variant": self.variant,
             "members": list(self.members),
             "parts": list(self.parts),
             "period": self.period,

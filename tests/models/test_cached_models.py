@@ -167,7 +167,7 @@ def test_forecasts_over_the_models_own_time(compiled_pieces: list[int]) -> None:
 def test_a_network_without_repeated_blocks_says_so(compiled_pieces: list[int]) -> None:
     from .builders import BUILDERS
 
-    architecture = Architecture.of(BUILDERS["unet"](1))
+    architecture = Architecture.of(BUILDERS["dit"](1))
     plain = architecture.trajectory(architecture.model, STEPS)
     fast, end, reused = trajectory_with(architecture, "delta-dit", {})
     codes = {row.code for row in laconic.report(fast).refusals if row.pass_name == "cache"}

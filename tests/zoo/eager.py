@@ -12,9 +12,12 @@ Everything is counted while the model runs, on real tensors and modules, and sha
 - **moe**: an execution of a layer of experts: a module with at least two parameters stacked along one leading axis, or
   with a list of equal modules with linear layers, where something was picked (``topk``, ``argmax``, ``max``).
 - **scan**: an execution of a module of a class that the row names as recurrent.
-- **block**: executed members of module lists that return what they read, add something to it on the way, and of which
-  at least two do the same (class, shapes of parameters, input and output; the first may have further parameters). Lists
-  inside a counted member do not count.
+- **block**: executed modules that return what they read (of two values read as one the younger: the
+  other is a skip), add something to it or to its norm on the way (or their caller does), and whose results are read; of
+  these, those
+  that agree with another member of the list: one class, the same stream, a weight of the same shape. So first and last
+  layers that do more or less than the others count, and layers of alternating kinds. Lists inside a counted member do
+  not count.
 """
 
 from __future__ import annotations
@@ -104,6 +107,10 @@ class Facts:
     """Numbers of the values it is a sum or concatenation of, each perhaps scaled by a parameter."""
     last: frozenset[Layer] = frozenset()
     """Possible last layers of a feed-forward whose result this is, scaled, normalised or summed."""
+    inverse: bool = False
+    """An inverse square root."""
+    joined: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """Number and shape of the values it is a concatenation of."""
 
     @property
     def summed(self) -> frozenset[int]:
@@ -136,6 +143,10 @@ class Tracker(TorchDispatchMode):
         self.feedforward: list[Layer] = []
         self.picking: set[int] = set()
         self.sums: list[frozenset[int]] = []
+        self.norms: dict[int, int] = {}
+        """The value that a norm's result comes from."""
+        self.projections: dict[int, int] = {}
+        """The value that a linear layer's or convolution's result comes from."""
         self._running = running
         self._facts: dict[int, Facts] = {}
         self._kept: list[Tensor] = []
@@ -197,9 +208,14 @@ class Tracker(TorchDispatchMode):
             facts.weights = frozenset({facts.index})
         elif name in _NORMS:
             facts.last = known[0].last
+            self.norms[facts.index] = known[0].root.index
         elif moves:
             if name in _SAME and len(computed) == 1:
                 facts.source = computed[0].root
+            if name == "cat":
+                facts.joined = tuple(
+                    (item.root.index, tuple(value.shape)) for item, value in zip(known, read, strict=True)
+                )
             if name in _SUMS or name == "cat" or (len(computed) == 1 and name not in _BENT):
                 facts.terms = frozenset().union(*(item.summed for item in computed))
             if name in _SUMS and len(known) == 2:
@@ -209,11 +225,23 @@ class Tracker(TorchDispatchMode):
             facts.weights = frozenset().union(*(item.weights for item in computed))
             self._hidden(name, facts, computed)
             self._last(name, facts, computed)
+            self._norm(name, facts, computed)
         return facts
+
+    def _norm(self, name: str, facts: Facts, computed: Sequence[Facts]) -> None:
+        """Norms written out: a value times the inverse root of something computed from it, perhaps times a weight."""
+        facts.inverse = name == "rsqrt" or (len(computed) == 1 and name in _SAME and computed[0].inverse)
+        if name == "mul" and len(computed) == 2:
+            for value, other in (computed, computed[::-1]):
+                if other.inverse and other.ancestors >> value.root.index & 1:
+                    self.norms[facts.index] = value.root.index
+        elif len(computed) == 1 and name in _SAME | {"mul"} and computed[0].index in self.norms:
+            self.norms[facts.index] = self.norms[computed[0].index]
 
     def _product(self, name: str, read: Sequence[Tensor], known: Sequence[Facts], facts: Facts) -> None:
         if name == "convolution":
             weight = read[1]
+            self.projections[facts.index] = known[0].root.index
             if known[1].parameter is not None and all(size == 1 for size in weight.shape[2:]):
                 if weight.shape[1] == read[0].shape[1]:
                     self._linear(known[0], weight.shape[1], weight.shape[0], facts)
@@ -228,6 +256,7 @@ class Tracker(TorchDispatchMode):
 
     def _linear(self, source: Facts, width: int, features: int, facts: Facts) -> None:
         layer = Layer(source.root, width)
+        self.projections[facts.index] = source.root.index
         hidden = source.hidden if source.bent and source.hidden else frozenset()
         layer.chained = bool(hidden)
         first = next(iter(hidden), None)
@@ -281,8 +310,17 @@ class Member:
     reads: list[Facts]
     sums: int
     container: bool
-    likeness: Any = None
+    keys: set[Any] = field(default_factory=set)
+    """Class, shape of a stream and shape of a weight, in all combinations: members agree that have one in common."""
     adds: bool = False
+    listed: bool = False
+    normed: frozenset[int] = frozenset()
+    """Numbers of the values it reads, and of those they are norms of."""
+    returned: set[int] = field(default_factory=set)
+
+    def added(self, sums: Sequence[frozenset[int]]) -> bool:
+        """True when the caller adds what it returns to what it read, or to what that is a norm of."""
+        return self.listed and any(self.returned & terms and self.normed & terms for terms in sums)
 
 
 @dataclass(eq=False)
@@ -303,10 +341,9 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
     tracker = Tracker(module, dict(inputs), running)
     paths = {child: path for path, child in module.named_modules()}
     lists: dict[str, list[Member]] = defaultdict(list)
-    home = {
-        member: path
-        for path, holder in module.named_modules()
-        if isinstance(holder, nn.ModuleList | nn.Sequential | nn.ModuleDict)
+    holders = {
+        member: holder
+        for holder in paths
         for member in holder.children()
         if any(weight.dim() >= 2 for weight in member.parameters())
     }
@@ -315,7 +352,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
 
     def enter(child: nn.Module, args: Any, kwargs: Any) -> None:
         running.append(child)
-        if child in home:
+        if child in holders:
             reads = [tracker.of(leaf).root for leaf in tree_leaves((args, kwargs)) if _floats(leaf)]
             started.append(Member(paths[child], reads, len(tracker.sums), isinstance(child, nn.Sequential)))
 
@@ -326,14 +363,24 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
         if _stacks_experts(child):
             experts.append((paths[child], {id(child), id(running[-1])} if running else {id(child)}))
         experts.extend((f"{paths[child]}.{name}".strip("."), {id(child)}) for name in _lists_of_experts(child))
-        if child in home:
+        if child in holders:
             member = started.pop()
             given, made = _shapes((args, kwargs)), _shapes(result)
             own = {facts.index for facts in member.reads}
+            joined = member.reads[0].joined if member.reads else ()
+            if joined and made and made[0] not in given:
+                # Read beside a skip: the stream is the younger one. It may be projected on its way to the sum.
+                given = [max(joined)[1]]
+                own |= {index for index, source in tracker.projections.items() if source in own}
+            member.normed = frozenset(own | {tracker.norms[index] for index in own if index in tracker.norms})
+            own |= {index for index, source in tracker.norms.items() if source in own}
             member.adds = any(own & terms for terms in tracker.sums[member.sums :])
-            member.likeness = (type(child), _weights(child), tuple(given[:1]), tuple(made[:1]))
-            if made and made[0] in given:
-                lists[home[child]].append(member)
+            member.listed = isinstance(holders[child], nn.ModuleList | nn.Sequential | nn.ModuleDict)
+            weights = {tuple(weight.shape) for weight in child.parameters() if weight.dim() >= 2}
+            member.keys = {(type(child), shape, weight) for shape in {*made} & {*given} for weight in weights}
+            member.returned = {tracker.of(leaf).root.index for leaf in tree_leaves(result) if _floats(leaf)}
+            if member.keys:
+                lists[paths[holders[child]]].append(member)
 
     handles = [child.register_forward_pre_hook(enter, with_kwargs=True) for child in paths]
     handles += [child.register_forward_hook(leave, with_kwargs=True) for child in paths]
@@ -343,7 +390,12 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
     finally:
         for handle in handles:
             handle.remove()
-    found.blocks = _repeated(lists)
+    read = 0
+    for leaf in tree_leaves(_plain(found.result)):
+        if isinstance(leaf, Tensor):
+            facts = tracker.of(leaf)
+            read |= facts.ancestors | (1 << facts.index)
+    found.blocks = _repeated(lists, read, tracker.sums)
     found.experts = [
         path
         for path, nearby in experts
@@ -367,8 +419,13 @@ def _shapes(value: Any) -> list[tuple[int, ...]]:
     return [tuple(leaf.shape) for leaf in tree_leaves(value) if _floats(leaf)]
 
 
-def _weights(module: nn.Module) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(weight.shape) for weight in module.parameters())
+def _plain(result: Any) -> Any:
+    """Results of libraries as tuples, so that the tensors in them are seen."""
+    if isinstance(result, Mapping):
+        return [_plain(value) for value in result.values()]
+    if hasattr(result, "__dataclass_fields__"):
+        return [_plain(getattr(result, name)) for name in result.__dataclass_fields__]
+    return [_plain(value) for value in result] if isinstance(result, list | tuple) else result
 
 
 def _stacks_experts(module: nn.Module) -> bool:
@@ -387,23 +444,27 @@ def _lists_of_experts(module: nn.Module) -> list[str]:
     return found
 
 
-def _repeated(lists: Mapping[str, Sequence[Member]]) -> list[str]:
-    """Paths of repeated members, outer lists first; a sequence counts where no list inside it repeats."""
+def _repeated(lists: Mapping[str, Sequence[Member]], read: int, sums: Sequence[frozenset[int]]) -> list[str]:
+    """Paths of repeated members, outer ones first; a sequence counts where nothing inside it repeats.
+
+    ``read`` has one bit for the number of each value that the model's results depend on.
+    """
     found: list[str] = []
     for sequences in (False, True):
         for _, members in sorted(lists.items()):
-            if len(members) > 1 and _does_more(members[0], members[1]):
-                members[0].likeness = members[1].likeness
-            counts = Counter(member.likeness for member in members if member.adds)
-            for member in members:
+            runs = Counter(member.path for member in members)
+            live = [
+                member
+                for member in members
+                if (member.adds or member.added(sums))
+                and any(read >> value & 1 for value in member.returned)
+                # What is no member of a list and runs again and again is a tool of other modules.
+                and (member.listed or runs[member.path] == 1)
+            ]
+            counts = Counter(key for member in live for key in member.keys)
+            for member in live:
                 path = member.path
                 apart = not any(path.startswith(f"{other}.") or other.startswith(f"{path}.") for other in found)
-                if member.container == sequences and member.adds and counts[member.likeness] >= 2 and apart:
+                if member.container == sequences and apart and any(counts[key] > 1 for key in member.keys):
                     found.append(path)
     return found
-
-
-def _does_more(first: Member, second: Member) -> bool:
-    """The first of equal layers often does something for all of them: a norm of the embeddings, a table of biases."""
-    (kind, weights, *shapes), (other, fewer, *others) = first.likeness, second.likeness
-    return kind is other and shapes == others and not Counter(fewer) - Counter(weights)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import Node
 
 from laconic.patterns import proof
+from laconic.patterns.describe import dotted
 from laconic.patterns.detect import detect
 from laconic.patterns.graph import NormalGraph
+from laconic.patterns.nodes import operation
 from laconic.patterns.normalize import normalize
 from laconic.patterns.reasons import Reason
 from laconic.patterns.sites import Block, FeedForward, Site
@@ -21,12 +24,19 @@ from laconic.patterns.sites import Block, FeedForward, Site
 from .eager import Eager, observe
 from .table import Row, call
 
+_PRODUCTS = {"linear", "matmul", "bmm", "mm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention"} | {
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+}
+
 KINDS = ("attention", "feedforward", "moe", "scan", "block")
 
 
 @dataclass(eq=False)
 class Result:
-    """What came out for one row; ``missing`` is positive for sites not found and negative for false ones.
+    """What came out for one row. Blocks are compared one by one (:func:`unmatched`), other sites by their number.
 
     ``error`` is what the default passes change in the model's outputs (see ``compiled.py``), where that was measured.
     """
@@ -36,7 +46,8 @@ class Result:
     nodes: int = 0
     graphs: int = 0
     found: Counter[str] = field(default_factory=Counter)
-    blocks: list[str] = field(default_factory=list)
+    lost_blocks: list[str] = field(default_factory=list)
+    false_blocks: list[str] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     refusals: list[Reason] = field(default_factory=list)
     unproven: list[Reason] = field(default_factory=list)
@@ -46,12 +57,22 @@ class Result:
 
     @property
     def missing(self) -> dict[str, int]:
-        return {kind: self.eager.counts[kind] - self.found[kind] for kind in KINDS}
+        """How many of each kind eager ran that were not found."""
+        return {kind: max(0, self.eager.counts[kind] - self.found[kind]) for kind in KINDS[:-1]} | {
+            "block": len(self.lost_blocks)
+        }
+
+    @property
+    def false(self) -> dict[str, int]:
+        """How many of each kind were found that eager did not run."""
+        return {kind: max(0, self.found[kind] - self.eager.counts[kind]) for kind in KINDS[:-1]} | {
+            "block": len(self.false_blocks)
+        }
 
     @property
     def exact(self) -> bool:
         """Everything found, nothing false, every site proven, every graph in normal form."""
-        return not (any(self.missing.values()) or self.unproven or self.given_up)
+        return not (any(self.missing.values()) or any(self.false.values()) or self.unproven or self.given_up)
 
 
 @dataclass(eq=False)
@@ -117,5 +138,47 @@ def measure(row: Row, verify: str = "first") -> Result:
             for given in item.calls
             if not (isinstance(site, FeedForward) and item.inside(site, given, experts))
         )
-    result.blocks = [str(site.module) for site in result.sites if isinstance(site, Block)]
+    blocks = [site for site in result.sites if isinstance(site, Block)]
+    result.lost_blocks, result.false_blocks = unmatched(result.eager.blocks, blocks, [item.graph for item in captured])
     return result
+
+
+def unmatched(
+    expected: Sequence[str], blocks: Sequence[Block], graphs: Sequence[NormalGraph]
+) -> tuple[list[str], list[str]]:
+    """Modules of ``expected`` that are no block, and blocks that are none of these modules.
+
+    A block is a module's when most of its products (linear layers, convolutions, attentions) were executed in the
+    module, and it holds most of the products the module executed (of a module that ran several times, of one run). One
+    block for each execution.
+    """
+    runs = Counter(expected)
+    names = {path: path for path in expected}
+    if len(graphs) > 1:
+        # A graph that begins in the middle of the model counts its paths from there.
+        for path in expected:
+            parts = path.split(".")
+            names.update({".".join(parts[start:]): path for start in range(1, len(parts) - 1)})
+    executed: Counter[str] = Counter()
+    for graph in graphs:
+        executed.update(home for node in graph.module.graph.nodes for home in _homes(node, names))
+    false: list[str] = []
+    for block in blocks:
+        inside = Counter(home for node in block.interior for home in _homes(node, names))
+        size = sum(operation(node) in _PRODUCTS for node in block.interior)
+        for home, count in inside.items():
+            times = expected.count(home)
+            if runs[home] and 2 * count > size and 2 * count * times > executed[home]:
+                runs[home] -= 1
+                break
+        else:
+            false.append(f"{block.id} in {block.module}")
+    return sorted(runs.elements()), false
+
+
+def _homes(node: Node, names: Mapping[str, str]) -> list[str]:
+    """The modules of ``names`` that were running; a module inside one may be at home in another."""
+    if operation(node) not in _PRODUCTS:
+        return []
+    paths = {dotted(path) for path, _ in node.meta.get("nn_module_stack", {}).values()}
+    return [names[path] for path in paths if path in names]

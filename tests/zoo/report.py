@@ -37,7 +37,7 @@ def _line(result: Result) -> str:
     cells = [result.row.name, result.row.library, str(result.nodes), str(result.graphs)]
     for kind in KINDS:
         found, expected = result.found[kind], result.eager.counts[kind]
-        mark = "" if found == expected else " \\*"
+        mark = " \\*" if result.missing[kind] or result.false[kind] else ""
         cells.append(f"{found} / {expected}{mark}" if found or expected else "")
     return "| " + " | ".join([*cells, f"{result.seconds:.2f}", f"{result.error:.0e}" if result.error else "0"]) + " |"
 
@@ -46,8 +46,8 @@ def _totals(results: list[Result]) -> list[str]:
     lines = ["| kind | expected | found | missing | false | recall |", "|---|---|---|---|---|---|"]
     for kind in KINDS:
         expected = sum(result.eager.counts[kind] for result in results)
-        missing = sum(max(result.missing[kind], 0) for result in results)
-        false = sum(max(-result.missing[kind], 0) for result in results)
+        missing = sum(result.missing[kind] for result in results)
+        false = sum(result.false[kind] for result in results)
         found = sum(result.found[kind] for result in results)
         recall = f"{(expected - missing) / expected:.1%}" if expected else ""
         lines.append(f"| {kind} | {expected} | {found} | {missing} | {false} | {recall} |")
@@ -59,16 +59,15 @@ def _differences(results: list[Result]) -> list[str]:
     for result in results:
         if result.exact:
             continue
-        missing = {kind: number for kind, number in result.missing.items() if number}
-        what = ", ".join(
-            f"{abs(number)} {kind} {'not found' if number > 0 else 'more than eager ran'}"
-            for kind, number in missing.items()
-        )
-        lines.append(f"- **{result.row.name}**: {what or 'counts agree'}.")
+        what = [f"{number} {kind} not found" for kind, number in result.missing.items() if number]
+        what += [f"{number} {kind} more than eager ran" for kind, number in result.false.items() if number]
+        blocks = [*result.lost_blocks, *result.false_blocks]
+        named = f" ({', '.join(f'`{block}`' for block in blocks)})" if blocks else ""
+        lines.append(f"- **{result.row.name}**: {', '.join(what) or 'counts agree'}{named}.")
         if result.row.name in EXCEPTIONS:
             lines[-1] += f" {EXCEPTIONS[result.row.name]}"
         reasons = Counter(f"`{reason.code}`: {reason.text}" for reason in (*result.unproven, *result.given_up))
-        if any(number > 0 for number in missing.values()):
+        if any(result.missing.values()):
             reasons.update(f"`{reason.code}`: {reason.text}" for reason in result.refusals)
         lines += [f"  - {text}" + (f" ({count} times)" if count > 1 else "") for text, count in reasons.items()]
     return lines

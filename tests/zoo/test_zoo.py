@@ -17,6 +17,7 @@ FAST = sorted(name for name, row in ROWS.items() if row.fast)
 def test_found_is_what_eager_does(name: str) -> None:
     result = measure(ROWS[name])
     assert {kind: number for kind, number in result.missing.items() if number} == {}, result.refusals
+    assert {kind: number for kind, number in result.false.items() if number} == {}, result.false_blocks
     assert not result.unproven and not result.given_up
 
 

@@ -1,0 +1,183 @@
+"""Layers: executions of modules that hand on the stream as they got it, with something added.
+
+Where kinds of layers alternate, or a layer at an edge does more or less than the others, nothing need repeat exactly.
+There the module tree says where a layer begins and ends (paths and classes are compared with each other, never with a
+name), and data flow says what it is: from each value of the stream that enters, a path without a weighted layer on it
+leads to what goes on, through a sum with something the module computed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Node
+
+from .describe import dotted
+from .graph import NormalGraph
+from .nodes import CASTS, CONTRACTIONS, MOVEMENTS, operation, readers, tensor
+from .segments import type_of
+from .sites import Site
+
+STOPS = CONTRACTIONS | {"linear", "softmax", "embedding", "scaled_dot_product_attention"}
+"""Nothing goes on unchanged through these, nor through a weighted layer."""
+
+_SUMS = frozenset({"add", "add_", "sub", "sub_", "addcmul", "addcmul_", "lerp", "lerp_"})
+_VIEWS = MOVEMENTS | CASTS
+
+_PARTS = {"attention": "mixing", "scan": "mixing", "feedforward": "channels", "moe": "channels"}
+"""Kinds of sites as what they do to tokens."""
+
+_PLAIN = frozenset({"layers"})
+"""What a layer with none of them does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One execution of a module, from position ``first`` to ``last`` of the graph.
+
+    ``pairs`` are ``(entry, exit)`` for each value of the stream, ``parts`` what it does to tokens. ``like`` is equal
+    for siblings of one class.
+    """
+
+    path: str
+    like: tuple[str, Any]
+    nodes: tuple[Node, ...]
+    first: int
+    last: int
+    pairs: tuple[tuple[Node, Node], ...]
+    parts: frozenset[str]
+
+    @property
+    def keys(self) -> set[Any]:
+        """Two layers agree when they have one of these in common: siblings, on equal streams, with equal parts."""
+        return {(self.like, type_of(entry), part) for entry, _ in self.pairs for part in self.parts}
+
+
+def parts_of(sites: Iterable[Site]) -> dict[Node, str]:
+    """What sites do to tokens, by their first output."""
+    return {site.outputs[0]: _PARTS[site.kind] for site in sites if site.kind in _PARTS}
+
+
+def find_layers(
+    graph: NormalGraph, order: Sequence[Node], layers: set[Node], doing: Mapping[Node, str], kept: Mapping[Node, Node]
+) -> list[Layer]:
+    """Every execution that is a layer, outer ones too, in the order they begin, the outer first.
+
+    ``order`` is the graph, ``layers`` the nodes computed by weighted layers and attentions, ``doing`` what
+    :func:`parts_of` says, ``kept`` maps values of long skips to their readers: these are no part of the stream. Linear
+    in the size of the graph times the depth of its module tree; no guard on a symbolic size.
+    """
+    found = []
+    for path, kind, first, last in _executions(order):
+        nodes = [node for node in order[first : last + 1] if node.op == "call_function"]
+        if not any(node in layers for node in nodes):
+            continue
+        joined: list[Node] = []
+        pairs = _pairs(graph, nodes, layers, kept)
+        if not pairs:
+            # What comes in may be joined with a skip right in front of the module.
+            joined = _joined(nodes)
+            pairs = _pairs(graph, [*joined, *nodes], layers, kept, frozenset(joined)) if joined else ()
+        if pairs:
+            parts = frozenset(doing[node] for node in nodes if node in doing) or _PLAIN
+            like = (path.rpartition(".")[0], kind)
+            found.append(Layer(path, like, (*joined, *nodes), first, last, pairs, parts))
+    return sorted(found, key=lambda layer: (layer.first, -layer.last))
+
+
+def agreeing(layers: Sequence[Layer]) -> list[Layer]:
+    """Those that agree with another one. Several runs of one module are equal or nothing: :mod:`.stacks` finds them."""
+    counts = Counter(key for _, key in {(layer.path, key) for layer in layers for key in layer.keys})
+    return [layer for layer in layers if any(counts[key] > 1 for key in layer.keys)]
+
+
+def _executions(order: Sequence[Node]) -> Iterable[tuple[str, Any, int, int]]:
+    """``(path, class, first, last)`` of every run of neighbours that one module executed."""
+    open_: dict[str, list[Any]] = {}
+    for index, node in enumerate(order):
+        if node.op != "call_function":
+            continue
+        stack = node.meta.get("nn_module_stack")
+        # What was executed nowhere (casts a rewrite added) belongs to what surrounds it.
+        if not stack:
+            continue
+        here = {dotted(path): kind for path, kind in stack.values()}
+        for path in [path for path in open_ if path not in here]:
+            kind, first, last = open_.pop(path)
+            yield path, kind, first, last
+        for path, kind in here.items():
+            if path:
+                open_.setdefault(path, [kind, index, index])[2] = index
+    for path, (kind, first, last) in open_.items():
+        yield path, kind, first, last
+
+
+def _joined(nodes: Sequence[Node]) -> list[Node]:
+    """Concatenations in front of ``nodes`` that only they read."""
+    inside = set(nodes)
+    reads = dict.fromkeys(read for node in nodes for read in node.all_input_nodes if read not in inside)
+    return [node for node in reads if operation(node) == "cat" and all(user in inside for user in readers(node))]
+
+
+def _pairs(
+    graph: NormalGraph,
+    nodes: Sequence[Node],
+    layers: set[Node],
+    kept: Mapping[Node, Node],
+    joined: frozenset[Node] = frozenset(),
+) -> tuple[tuple[Node, Node], ...]:
+    """What comes in and goes on: ``(entry, exit)`` of equal type, connected by sums; in the order of the entries.
+
+    A value ``joined`` with another one may be projected back once on its way to the sum.
+    """
+    inside = set(nodes)
+    entries: list[Node] = []
+    free: dict[Node, int] = {}
+    summed: dict[Node, int] = {}
+    layered: set[Node] = set()
+    whole: set[Node] = set()
+    for node in nodes:
+        for read in node.all_input_nodes:
+            if read not in inside and read not in free:
+                enters = _enters(graph, read) and kept.get(read) is not node
+                free[read] = 1 << len(entries) if enters else 0
+                entries += [read] if enters else []
+        reads = node.all_input_nodes
+        stops = node in layers or operation(node) in STOPS
+        if node in joined or (operation(node) in _VIEWS and reads and reads[0] in whole):
+            whole.add(node)
+        if stops:
+            free[node] = free[reads[0]] if reads and reads[0] in whole else 0
+            summed[node] = 0
+        else:
+            free[node] = summed[node] = 0
+            for read in reads:
+                free[node] |= free.get(read, 0)
+                summed[node] |= summed.get(read, 0)
+            if operation(node) in _SUMS:
+                for read in reads:
+                    if any(other in layered for other in reads if other is not read):
+                        summed[node] |= free.get(read, 0)
+            summed[node] &= free[node]
+        if stops or any(read in layered for read in reads):
+            layered.add(node)
+    exits: dict[Node, Node] = {}
+    for node in nodes:
+        if summed.get(node) and tensor(node) is not None and any(user not in inside for user in readers(node)):
+            kind = type_of(node)
+            taken = {entry for entry, exit in exits.items() if exit in node.all_input_nodes}
+            matching = [entry for index, entry in enumerate(entries) if summed[node] >> index & 1]
+            matching = [entry for entry in matching if type_of(entry) == kind]
+            # Of several the one it continues, else one that nothing continues yet.
+            matching.sort(key=lambda entry: (entry not in taken, entry in exits))
+            if matching:
+                exits[matching[0]] = node
+    return tuple((entry, exits[entry]) for entry in entries if entry in exits)
+
+
+def _enters(graph: NormalGraph, node: Node) -> bool:
+    value = tensor(node)
+    return value is not None and value.is_floating_point() and node.op != "get_attr" and not graph.is_static(node)

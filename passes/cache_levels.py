@@ -57,7 +57,7 @@ def _layers(context: PlanContext, policy: CachePolicy, watch: tuple[Node, ...]) 
     found = found_stacks(context)
     if isinstance(found, Reason):
         return Plan(refusals=[(None, found)])
-    inside = {name for blocks in found for block in blocks for name in block.members}
+    inside = {name: block for blocks in found for block in blocks for name in block.members}
     order = {node: index for index, node in enumerate(context.graph.module.graph.nodes)}
     plan = Plan()
     regions: list[CachedRegion] = []
@@ -65,7 +65,7 @@ def _layers(context: PlanContext, policy: CachePolicy, watch: tuple[Node, ...]) 
     for site in context.sites.of(Attention, FeedForward):
         if site.id not in inside:
             continue
-        region = around_branch(context.graph, policy, site)
+        region = around_branch(context.graph, policy, site, stops=inside[site.id].entries)
         if isinstance(region, Reason):
             plan.refusals.append((site, region))
         elif taken.isdisjoint(region.exits):

@@ -5,6 +5,7 @@ Policies say what they want kept in terms of sites; this page says which values 
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from .plan import CachedRegion
 
 _SUMS = frozenset({"add", "add_"})
 _PRODUCTS = frozenset({"mul", "mul_"})
+_SUMMED = 16
+"""Values looked at on the way back from a sum to the stream, at most."""
 
 
 def stacks(sites: Sites | Iterable[Any]) -> list[list[Block]]:
@@ -95,14 +98,15 @@ def around_blocks(
 
 
 def around_branch(
-    graph: NormalGraph, policy: Policy, site: Attention | FeedForward, role: str = ""
+    graph: NormalGraph, policy: Policy, site: Attention | FeedForward, role: str = "", *, stops: Sequence[Node] = ()
 ) -> CachedRegion | Reason:
     """The residual branch ``site`` lies on, from the stream it reads to its output before any gate or scale.
 
     ``x + gate * project(attention(norm(x)))`` gives entry ``x`` and exit ``project(...)``: whatever multiplies the
     branch by a value from elsewhere (a gate, a layer scale), dropout and casts stay outside. A site that feeds several
     streams (joint attention) has an entry and an exit for each. The first thing the branch's value is added to decides;
-    adding a weight (a bias) does not count.
+    adding a weight (a bias) does not count. ``stops`` are values the region ends at although nothing else reads them
+    (streams that end in the site: the text in a last layer); they are entries after those of the stream.
 
     Returns a Reason instead when the site's output never meets the stream, or something else reads it on the way.
     """
@@ -131,6 +135,10 @@ def around_branch(
         role=role,
     )
     inside = region_nodes(graph, region)
+    ending = tuple(node for node in stops if node in inside)
+    if ending:
+        region = dataclasses.replace(region, entries=(*region.entries, *ending))
+        inside = region_nodes(graph, region)
     if not set(site.outputs) <= inside:
         return Reason("weights-escape", f"{site.id} is read outside its branch", (site.outputs[0].name,))
     return region
@@ -164,9 +172,21 @@ def _meets(node: Node, branch: set[Node], sources: set[Node]) -> tuple[Node, Nod
         here = tensor(stream)
         if not isinstance(stream, Node) or not isinstance(value, Node) or value not in branch or stream in branch:
             continue
-        if stream in sources and made is not None and here is not None and here.dim() == made.dim():
+        if _continues(stream, sources) and made is not None and here is not None and here.dim() == made.dim():
             return stream, value
     return None
+
+
+def _continues(stream: Node, sources: set[Node]) -> bool:
+    """True for a value of ``sources``, or one that other branches of the same layer were added to since."""
+    pending = [stream]
+    for _ in range(_SUMMED):
+        if not pending or pending[-1] in sources:
+            break
+        node = pending.pop()
+        if operation(node) in _SUMS or operation(node) == "addcmul":
+            pending += [read for read in reversed(node.args[:2]) if isinstance(read, Node)]
+    return bool(pending) and pending[-1] in sources
 
 
 def _before_gate(value: Node, branch: set[Node]) -> Node:

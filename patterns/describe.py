@@ -32,6 +32,13 @@ def module_path(node: Node) -> str:
     return dotted(path)
 
 
+def running_modules(node: Node) -> dict[str, Any]:
+    """The modules that were running when ``node`` was executed, outermost first: dotted path and class."""
+    if node.op != "call_function":
+        return {}
+    return {dotted(path): kind for path, kind in (node.meta.get("nn_module_stack") or {}).values()}
+
+
 @lru_cache(maxsize=65536)
 def dotted(path: str) -> str:
     """A path as Dynamo spells it (``L['self'].layers.0``, ``L['self']._modules['0']``) as a plain dotted path."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from .describe import dotted
+from .describe import running_modules
 from .graph import NormalGraph
 from .nodes import CASTS, CONTRACTIONS, MOVEMENTS, operation, readers, tensor
 from .segments import type_of
@@ -98,13 +98,10 @@ def _executions(order: Sequence[Node]) -> Iterable[tuple[str, Any, int, int]]:
     """``(path, class, first, last)`` of every run of neighbours that one module executed."""
     open_: dict[str, list[Any]] = {}
     for index, node in enumerate(order):
-        if node.op != "call_function":
-            continue
-        stack = node.meta.get("nn_module_stack")
+        here = running_modules(node)
         # What was executed nowhere (casts a rewrite added) belongs to what surrounds it.
-        if not stack:
+        if not here:
             continue
-        here = {dotted(path): kind for path, kind in stack.values()}
         for path in [path for path in open_ if path not in here]:
             kind, first, last = open_.pop(path)
             yield path, kind, first, last

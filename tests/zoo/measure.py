@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import Node
 
 from laconic.patterns import proof
-from laconic.patterns.describe import dotted
+from laconic.patterns.describe import running_modules
 from laconic.patterns.detect import detect
 from laconic.patterns.graph import NormalGraph
 from laconic.patterns.nodes import operation
@@ -180,5 +180,4 @@ def _homes(node: Node, names: Mapping[str, str]) -> list[str]:
     """The modules of ``names`` that were running; a module inside one may be at home in another."""
     if operation(node) not in _PRODUCTS:
         return []
-    paths = {dotted(path) for path, _ in node.meta.get("nn_module_stack", {}).values()}
-    return [names[path] for path in paths if path in names]
+    return [names[path] for path in running_modules(node) if path in names]

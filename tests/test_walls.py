@@ -110,7 +110,10 @@ def _code(path: Path) -> str:
 
 
 def test_no_pattern_asks_for_the_name_of_a_module_or_parameter() -> None:
-    """Where a node came from is for the report: only ``describe`` reads it, and the normal form hands it on."""
+    """Where a node came from is for the report: only ``describe`` reads it, and the normal form hands it on.
+
+    Detectors may compare paths and classes with each other (``running_modules``), never with a name.
+    """
     asked = ("nn_module_stack", "named_parameters(", "named_modules(", "get_submodule")
     readers = {"describe.py", "functional.py", "normalize.py"}
     offences = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from ..patterns.sites import Guidance
 from .base import PlanContext
 from .plan import CachedRegion, Plan
 from .reuse import CachePolicy, unfit
+
+_numbers = itertools.count()
 
 
 @dataclass(eq=False)
@@ -39,7 +42,16 @@ class ConditionalHalf:
     def run(self, entries: Sequence[Any]) -> Tensor:
         """The conditional output ``[B, ...]``."""
         if self._compiled is None:
-            self._compiled = torch.compile(self.program, backend="laconic")
+            program = self.program
+
+            def conditional_half(*values: Any) -> Any:
+                return program(*values)
+
+            # Inside a compiled call Dynamo passes over a graph module's own frames, and would run it as it is. It keeps
+            # compiled code by code object, so every half has one of its own.
+            code = conditional_half.__code__
+            conditional_half.__code__ = code.replace(co_name=f"{code.co_name}_{next(_numbers)}")
+            self._compiled = torch.compile(conditional_half, backend="laconic")
         values = [
             entries[entry] if axis is None else entries[entry].chunk(2, axis)[self.index] for entry, axis in self.reads
         ]

@@ -86,6 +86,23 @@ def test_guidance_stops_when_the_halves_agree() -> None:
     assert not torch.allclose(result, sample(Guided()), atol=1e-4)
 
 
+def test_the_conditional_half_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled_graphs: list[Any] = []
+
+    def compile_graph(graph: Any, inputs: Any, options: Any) -> Any:
+        compiled_graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(runner, "compile_graph", compile_graph)
+    fast = compiled("adaptive-guidance", threshold=0.0)
+    sample(fast)
+    before = len(compiled_graphs)
+    for _ in range(2):
+        with laconic.session(fast, steps=STEPS):
+            sample(fast)
+    assert len(compiled_graphs) == before + 1
+
+
 def test_above_one_nothing_changes() -> None:
     fast = compiled("adaptive-guidance", threshold=1.01)
     with laconic.session(fast, steps=STEPS):

@@ -1,10 +1,12 @@
 """Regional compilation: cold compile time and run time of a deep transformer, beside Inductor's whole-graph compile.
 
-    python benchmarks/blocks.py [--depths 2 8 24 32] [--threads 1] [--training]
+    python benchmarks/blocks.py [--depths 2 8 24 32] [--threads 1] [--training] [--marked]
 
 Every cold compile is a process of its own with an empty cache folder, timed from the first call to its result, after a
-small unrelated model was compiled (imports, compiler probes). No module is marked in any way. Then, in one process,
-run times interleaved: laconic against Inductor, and pieces whose cached regions never reuse against the unsplit graph.
+small unrelated model was compiled (imports, compiler probes). No module is marked in any way; ``--marked`` adds what a
+user reaches who marks the layer by hand: ``nested_compile_region``, and one compiled layer called in a loop. Then, in
+one process, run times interleaved: laconic against Inductor, and pieces whose cached regions never reuse against the
+unsplit graph.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def once(backend: str, depth: int, options: argparse.Namespace) -> dict[str, flo
     model, x = Transformer(depth, options.width), torch.randn(1, options.tokens, 16)
     with torch.set_grad_enabled(options.training):
         expected = model(x)
-        compiled = torch.compile(model, backend=backend)
+        compiled = _compiled(model, backend)
         used, begin = _cpu_seconds(), time.perf_counter()
         result = compiled(x)
         if options.training:
@@ -84,6 +86,20 @@ def once(backend: str, depth: int, options: argparse.Namespace) -> dict[str, flo
         figures["run"], figures["compiled"] = graph.pieces
         figures["own"] = sum(graph.seconds.values())
     return figures
+
+
+MARKED = ("nested_compile_region", "one layer by hand")
+
+
+def _compiled(model: nn.Module, backend: str) -> Any:
+    if backend == MARKED[0]:
+        Layer.forward = torch.compiler.nested_compile_region(Layer.forward)
+        return torch.compile(model)
+    if backend == MARKED[1]:
+        layer = torch.compile(Layer.forward)
+        Layer.__call__ = lambda self, x: layer(self, x)
+        return model
+    return torch.compile(model, backend=backend)
 
 
 def _cpu_seconds() -> float:
@@ -143,6 +159,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--run-depth", type=int, default=24, help="0: compile times only")
     parser.add_argument("--training", action="store_true", help="compile forward and backward")
+    parser.add_argument("--marked", action="store_true", help="beside what a user reaches who marks the layer")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     parser.add_argument("--json")
     options = parser.parse_args()
@@ -161,6 +178,9 @@ def main() -> None:
         pieces = f"{ours['run']:.0f} run, {ours['compiled']:.0f} compiled"
         head = f"  {depth:>6}{theirs['seconds']:>12.2f}{ours['seconds']:>11.2f}{faster:>7.1f}x{by_cpu:>9.1f}x"
         print(f"{head}   {pieces}   {ours['error']:.1e}", flush=True)
+        for way in MARKED if options.marked else ():
+            marked = figures[f"{depth} layers"][way] = cold(way, depth, options)
+            print(f"  {'':>6}{marked['seconds']:>23.2f}   {way}", flush=True)
     if options.run_depth:
         timings = run_times(options.run_depth, options)
         timing.show(f"run time, {options.run_depth} layers", timings, baseline="inductor, whole graph")

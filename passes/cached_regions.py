@@ -15,7 +15,7 @@ from torch.fx import Node
 from ..patterns.graph import NormalGraph
 from ..patterns.nodes import CASTS, DROPOUTS, MOVEMENTS, argument, operation, readers, tensor
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, Block, FeedForward, Sites
+from ..patterns.sites import Attention, Block, FeedForward, LinearAttention, Sites
 from .base import Policy
 from .plan import CachedRegion
 
@@ -98,7 +98,12 @@ def around_blocks(
 
 
 def around_branch(
-    graph: NormalGraph, policy: Policy, site: Attention | FeedForward, role: str = "", *, stops: Sequence[Node] = ()
+    graph: NormalGraph,
+    policy: Policy,
+    site: Attention | LinearAttention | FeedForward,
+    role: str = "",
+    *,
+    stops: Sequence[Node] = (),
 ) -> CachedRegion | Reason:
     """The residual branch ``site`` lies on, from the stream it reads to its output before any gate or scale.
 

@@ -13,11 +13,12 @@ from torch.fx import Node
 from ..patterns.graph import NormalGraph
 from ..patterns.provenance import differentiated
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, Operand, Site
+from ..patterns.sites import Attention, LinearAttention, Operand, Site
 from .base import PlanContext, Policy, positive, register
 from .ops.tokens import Merging, bipartite_match, match_tokens, merge, merge_limit, unmerge
 from .plan import Fidelity, Rewrite
 from .preconditions import (
+    has_softmax,
     no_dropout,
     no_gradient,
     one_set_of_tokens,
@@ -47,7 +48,7 @@ class ToMe(Policy):
     Token Merging for Fast Stable Diffusion (2023), section 4, for restoring the tokens.
     """
 
-    kinds: ClassVar[tuple[type[Site], ...]] = (Attention,)
+    kinds: ClassVar[tuple[type[Site], ...]] = (Attention, LinearAttention)
     fidelity: ClassVar[Fidelity] = Fidelity.APPROXIMATE
 
     r: int | float
@@ -66,7 +67,7 @@ class ToMe(Policy):
         names = tuple(node.name for node in site.outputs)
         if self.r == 0:
             return Reason("identity", "r is 0: no token is merged", names)
-        reason = _supported(site, context)
+        reason = has_softmax(site) or _supported(site, context)
         if reason is not None:
             return reason
         tokens = operand_shape(site.query)[-2]

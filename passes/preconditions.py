@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from ..patterns.graph import NormalGraph
 from ..patterns.provenance import differentiated as differentiated
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, Operand, Site
+from ..patterns.sites import Attention, LinearAttention, Operand, Site
 
 
 def no_gradient(site: Site, graph: NormalGraph, what: str) -> Reason | None:
@@ -93,6 +93,14 @@ def no_dropout(dropout: float, node: Node) -> Reason | None:
     if dropout == 0:
         return None
     return Reason("dropout-active", f"attention weights are dropped with probability {dropout:g}", (node.name,))
+
+
+def has_softmax(site: Site) -> Reason | None:
+    """``unsupported-softmax`` for linear attention: no key of it can be left out or merged by what it weighs."""
+    if not isinstance(site, LinearAttention):
+        return None
+    text = "linear attention has no weights for single keys: it sums over them first"
+    return Reason("unsupported-softmax", text, tuple(node.name for node in site.outputs))
 
 
 def plain_softmax(site: Attention) -> Reason | None:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, Site
+from ..patterns.sites import Attention, LinearAttention, Site
 from .base import PlanContext, Policy, positive, register
 from .ops.block_sparse import block_sparse_attention
 from .plan import Fidelity, Rewrite
 from .preconditions import (
+    has_softmax,
     no_dropout,
     no_gradient,
     one_set_of_tokens,
@@ -38,7 +39,7 @@ class Window(Policy):
     Source: Beltagy et al., Longformer: The Long-Document Transformer (2020), section 3.1, sliding window.
     """
 
-    kinds: ClassVar[tuple[type[Site], ...]] = (Attention,)
+    kinds: ClassVar[tuple[type[Site], ...]] = (Attention, LinearAttention)
     fidelity: ClassVar[Fidelity] = Fidelity.APPROXIMATE
 
     size: int
@@ -47,7 +48,7 @@ class Window(Policy):
         positive("size", self.size)
 
     def rewrite(self, site: Attention, context: PlanContext) -> Rewrite | Reason | None:
-        reason = _supported(site, context)
+        reason = has_softmax(site) or _supported(site, context)
         if reason is not None:
             return reason
         tokens, own = operand_shape(site.query)[-2], _own_band(site)

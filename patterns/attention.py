@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from .attention_fused import fused
 from .attention_site import Parts, build
-from .axes import Atom, Layout, contraction, downward, leaves, resolved, same
+from .axes import Atom, Contraction, Layout, contraction, downward, leaves, resolved, same
 from .effects import Effects
 from .graph import NormalGraph
 from .masks import without_not
@@ -160,7 +160,9 @@ def _along(anchor: Softmax, scores: Scores) -> Parts:
 
 
 @dataclass(eq=False)
-class _Below:
+class Below:
+    """The product of weights with a value, and what lies between."""
+
     product: Node
     value: Node
     value_layout: Layout
@@ -171,7 +173,7 @@ class _Below:
     layouts: dict[Node, Layout] = field(default_factory=dict)
 
 
-def _down(anchor: Softmax, scores: Scores, columns: Atom) -> _Below:
+def _down(anchor: Softmax, scores: Scores, columns: Atom) -> Below:
     """Follow the weights to their product with the value. Raises Refused."""
     node, layout, sinks = anchor.weights, scores.layout, scores.sinks
     dropout, guarded = 0.0, False
@@ -196,7 +198,7 @@ def _down(anchor: Softmax, scores: Scores, columns: Atom) -> _Below:
         if spec is not None and node in (spec.left, spec.right):
             if sinks is not None:
                 raise Refused("unsupported-shape", "the weights of the sinks meet a value", user)
-            below = _value(user, node, layout, columns)
+            below = with_value(spec, user, node, layout, columns)
             if anchor.divided is not None and not _divides(below.out, layout, columns, below.channels):
                 raise Refused("wrong-axis", "the sums of the weights do not lie along the queries", anchor.divided)
             below.dropout, below.guarded, below.layouts = dropout, guarded, layouts
@@ -279,10 +281,8 @@ def _escaped(node: Node, users: Sequence[Node]) -> Refused:
     return Refused("weights-escape", f"{node.name} is read in {len(users)} places", node, *users)
 
 
-def _value(node: Node, weights: Node, layout: Layout, columns: Atom) -> _Below:
-    """Read the product with the value, given the layout of the weights. Raises Refused."""
-    spec = contraction(node)
-    assert spec is not None
+def with_value(spec: Contraction, node: Node, weights: Node, layout: Layout, columns: Atom) -> Below:
+    """Read ``node``, the product ``spec`` with the value, given the layout of the weights. Raises Refused."""
     first = spec.left is weights
     if spec.left is spec.right:
         raise Refused("unsupported-op", "the weights are multiplied with themselves", node)
@@ -312,4 +312,4 @@ def _value(node: Node, weights: Node, layout: Layout, columns: Atom) -> _Below:
         if not value_layout[-1] and not same(shape[letter], 1):
             raise Refused("unsupported-shape", "the value broadcasts the weights", node)
     out = tuple(bound[letter] for letter in spec.out_letters)
-    return _Below(node, value, tuple(value_layout), channels, out)
+    return Below(node, value, tuple(value_layout), channels, out)

@@ -44,6 +44,7 @@ class Parts:
     soft_cap: float | None = None
     sinks: tuple[Node, Layout] | None = None
     finer: dict[Atom, tuple[Atom, ...]] = field(default_factory=dict)
+    names: dict[Atom, str] = field(default_factory=dict)
 
     @property
     def broadcast(self) -> list[tuple[Node, Layout]]:
@@ -52,7 +53,7 @@ class Parts:
 
 
 @dataclass(frozen=True, eq=False)
-class _Arrangement:
+class Arrangement:
     letters: Letters
     operands: tuple[tuple[Candidate, tuple[int, ...]], ...]
     output: Candidate
@@ -63,7 +64,7 @@ class _Arrangement:
 
 def build(name: str, parts: Parts, effects: Effects) -> Attention:
     """The site, or Refused."""
-    arrangement = _arrange(parts, effects)
+    arrangement = arrange(parts, effects)
     query, key, value = arrangement.operands
     output = arrangement.output.node
     operands = tuple(candidate.node for candidate, _ in arrangement.operands)
@@ -72,22 +73,22 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
     inputs = tuple(dict.fromkeys((*operands, *masks)))
     if output in inputs:
         raise Refused("unsupported-shape", "the output is an operand", output)
-    interior = _between(operands, inputs, output)
+    interior = between_operands(operands, inputs, output)
     wrong = effects.mutation(inputs, interior) or effects.escape(interior, (output,))
     if wrong is not None:
         refused = Refused(wrong.code, wrong.text)
         refused.reason = wrong
         raise refused
     outside = [node for node in (*masks, *before([output], inputs)) if node not in interior]
-    axes, names, sizes = _named(parts, arrangement, interior, outside)
+    axes, names, sizes = name_axes(parts, arrangement, interior, outside)
     dimensions, examples = named_dimensions(**sizes)
     flops, moved = _costs(dimensions, names, arrangement, output)
     return Attention(
         id=name,
         form=parts.form,
-        query=_operand(*query),
-        key=_operand(*key),
-        value=_operand(*value),
+        query=operand(*query),
+        key=operand(*key),
+        value=operand(*value),
         scale=parts.scale * query[0].factor * key[0].factor,
         biases=arrangement.biases,
         groups=arrangement.letters.groups,
@@ -96,7 +97,7 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
         factor=parts.factor[0] if parts.factor else None,
         soft_cap=parts.soft_cap,
         sinks=parts.sinks[0] if parts.sinks else None,
-        output_permutation=_or_none(_inverse(arrangement.output_order)),
+        output_permutation=or_none(inverse(arrangement.output_order)),
         flops=flops,
         bytes=moved,
         dimensions=examples,
@@ -105,19 +106,19 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
     )
 
 
-def _operand(candidate: Candidate, order: tuple[int, ...]) -> Operand:
-    return Operand(candidate.node, _or_none(order))
+def operand(candidate: Candidate, order: tuple[int, ...]) -> Operand:
+    return Operand(candidate.node, or_none(order))
 
 
-def _or_none(order: tuple[int, ...]) -> tuple[int, ...] | None:
+def or_none(order: tuple[int, ...]) -> tuple[int, ...] | None:
     return None if order == tuple(range(len(order))) else order
 
 
-def _inverse(order: Sequence[int]) -> tuple[int, ...]:
+def inverse(order: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-def _arrange(parts: Parts, effects: Effects) -> _Arrangement:
+def arrange(parts: Parts, effects: Effects) -> Arrangement:
     """The first lettering under which every operand is a permutation and every bias broadcasts. Raises Refused."""
     simplified = [(bias, layout) for raw, layout in parts.biases for bias in simplify(raw, effects)]
     blocked: Node | None = None
@@ -153,7 +154,7 @@ def _arrange(parts: Parts, effects: Effects) -> _Arrangement:
                 blocked = apart
                 continue
             operands, output, order = chosen
-            return _Arrangement(letters, operands, output, order, tuple(biases), prepared)
+            return Arrangement(letters, operands, output, order, tuple(biases), prepared)
     if blocked is not None:
         raise Refused("unsupported-mask", "a bias does not broadcast against [batch, query, key]", blocked)
     raise Refused("unsupported-shape", "the operands have no common axis order", parts.anchor)
@@ -228,7 +229,7 @@ def _operands(
     return None
 
 
-def _between(operands: Sequence[Node], inputs: Sequence[Node], output: Node) -> frozenset[Node]:
+def between_operands(operands: Sequence[Node], inputs: Sequence[Node], output: Node) -> frozenset[Node]:
     """What is computed from the operands on the way to ``output``; preparing a mask is not part of the site."""
     dependent = set(operands)
     interior = []
@@ -239,8 +240,8 @@ def _between(operands: Sequence[Node], inputs: Sequence[Node], output: Node) -> 
     return frozenset(interior)
 
 
-def _named(
-    parts: Parts, arrangement: _Arrangement, interior: frozenset[Node], masks: Sequence[Node]
+def name_axes(
+    parts: Parts, arrangement: Arrangement, interior: frozenset[Node], masks: Sequence[Node]
 ) -> tuple[dict[Node, tuple[tuple[str, ...], ...]], list[str], dict[str, int]]:
     """Axis names of inputs and interior values, the names of the batch axes, and the size of every name."""
     letters = arrangement.letters
@@ -254,6 +255,8 @@ def _named(
             sizes[name] *= atom.hint
             sizes[label[atom]] = atom.hint if len(axis) > 1 else sizes[name]
     sizes |= {label[atom]: atom.hint for atom in (parts.rows, parts.columns, parts.inner, parts.channels)}
+    label |= parts.names
+    sizes |= {name: atom.hint for atom, name in parts.names.items()}
     for atom, pieces in parts.finer.items():
         label |= {piece: f"{label[atom]}{index}" for index, piece in enumerate(leaves(pieces))}
         sizes |= {label[piece]: piece.hint for piece in leaves(pieces)}
@@ -264,7 +267,9 @@ def _named(
     axes = {
         node: tuple(tuple(label[atom] for atom in axis) for axis in resolved(layout))
         for node, layout in layouts.items()
-        if (node in interior or node in operands or not node.all_input_nodes) and node.meta["val"].dim() == len(layout)
+        if (node in interior or node in operands or not node.all_input_nodes)
+        and node.meta["val"].dim() == len(layout)
+        and all(atom in label for axis in resolved(layout) for atom in axis)
     }
     scores = [*(tuple(label[atom] for atom in axis) for axis in letters.batch), ("S",), ("T",)]
     for node in masks:
@@ -276,7 +281,7 @@ def _named(
 
 
 def _costs(
-    dimensions: dict[str, sympy.Symbol], names: Sequence[str], arrangement: _Arrangement, output: Node
+    dimensions: dict[str, sympy.Symbol], names: Sequence[str], arrangement: Arrangement, output: Node
 ) -> tuple[sympy.Expr, sympy.Expr]:
     """Floating-point operations of the two products, and bytes of the operands and the output."""
     batch = sympy.Mul(*(dimensions[name] for name in names))

@@ -247,8 +247,11 @@ def contraction(node: Node) -> Contraction | None:
 
 
 def _einsum(node: Node) -> Contraction | None:
-    operands = argument(node, "tensors")
-    equation = str(argument(node, "equation")).replace(" ", "")
+    return einsum_of(str(argument(node, "equation")).replace(" ", ""), argument(node, "tensors"))
+
+
+def einsum_of(equation: str, operands: Sequence[Any]) -> Contraction | None:
+    """The contraction that ``equation`` (without spaces) says of two operands."""
     if len(operands) != 2 or any(tensor(item) is None for item in operands):
         return None
     terms, arrow, out = equation.partition("->")

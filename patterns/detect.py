@@ -13,6 +13,7 @@ from .feedforward import find_feedforward
 from .graph import NormalGraph
 from .guidance import find_guidance
 from .linear import find_linear
+from .linear_attention import find_linear_attention
 from .norms import find_norms
 from .scan import find_scan
 from .sites import Sites
@@ -23,6 +24,7 @@ Detector = Callable[[NormalGraph, Sites], Any]
 # In order: each detector sees the sites found before it. It returns its sites, or its sites and refusals.
 DETECTORS: list[Detector] = [
     find_attention,
+    find_linear_attention,
     find_linear,
     find_convolution,
     find_norms,
@@ -35,6 +37,7 @@ DETECTORS: list[Detector] = [
 ]
 
 _KINDS: dict[Detector, str] = {
+    find_linear_attention: "attention",
     find_convolution: "conv",
     find_norms: "norm",
     find_skips: "skip",

@@ -156,7 +156,7 @@ def _scaled_mask(node: Node) -> tuple[Node, float, float] | None:
 def _number(value: Any) -> float | None:
     """A constant, or a tensor filled with one that a mask broadcasts against."""
     number = scalar(value)
-    return number if number is not None or not isinstance(value, Node) else _filled(value)
+    return number if number is not None or not isinstance(value, Node) else filled_with(value)
 
 
 def _boolean_step(bias: Bias, node: Node) -> list[Bias] | None:
@@ -191,7 +191,7 @@ def _zero(value: Any) -> bool:
     return _number(value) == 0.0
 
 
-def _filled(node: Node) -> float | None:
+def filled_with(node: Node) -> float | None:
     """The number that every element of ``node`` has by the operation that makes it."""
     name = operation(node)
     if name not in _FILLED:

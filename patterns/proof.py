@@ -223,8 +223,8 @@ def _with_shape(node: Node, args: tuple[Any, ...], shape: tuple[int, ...]) -> tu
 def _with_part(name: str, args: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
     """Arguments that cut even parts of ``shape``; sites name the axes of no other parts."""
     size = shape[args[1] if name in ("slice", "narrow") else args[2] if len(args) > 2 else 0]
-    if name == "slice" and len(args) > 4 and args[4] != 1:
-        return args  # every other element, whatever the size
+    if name == "slice" and ((len(args) > 4 and args[4] != 1) or -1 in args[2:4]):
+        return args  # every other element, or the last one, whatever the size
     if name == "narrow":
         return (args[0], args[1], size if args[2] else 0, size)
     if name == "slice":

@@ -13,7 +13,7 @@ from torch.fx import Node
 from torch.nn import functional
 
 from .activations import ACTIVATIONS, activate
-from .sites import Attention, Bias, Convolution, FeedForward, Linear, Norm, Operand, Site, Skip
+from .sites import Attention, Bias, Convolution, FeedForward, Linear, LinearAttention, Norm, Operand, Site, Skip
 
 Read = Callable[[Node], Tensor]
 Reference = Callable[[Any, Read], Any]
@@ -116,6 +116,25 @@ def attention(site: Attention, read: Read) -> Tensor:
         blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
         weights = weights.masked_fill(blind, 0.0)
     output = weights @ value
+    return output if site.output_permutation is None else output.permute(site.output_permutation)
+
+
+def _small_linear_attention(site: LinearAttention) -> dict[str, int]:
+    query, key = ({name for axis in site.axes[item.node] for name in axis} for item in (site.query, site.key))
+    small = {"S": 5, "T": 7, "D": 2, "E": 3, "E1": 4}
+    shared = query - key - {"S"}  # heads that share a key are counted by the site
+    return {name: size if name in shared else min(size, small.get(name, 2)) for name, size in site.dimensions.items()}
+
+
+@meaning(LinearAttention, small=_small_linear_attention)
+def linear_attention(site: LinearAttention, read: Read) -> Tensor:
+    """Katharopoulos et al. 2020, equation 5; without the normaliser Shen et al. 2021, equation 2."""
+    query, key, value = (read_operand(item, read) for item in (site.query, site.key, site.value))
+    if site.groups > 1:
+        key, value = (item.repeat_interleave(site.groups, dim=-3) for item in (key, value))
+    output = site.scale * query @ (key.transpose(-2, -1) @ value)
+    if site.normalised:
+        output = output / (query @ key.sum(-2).unsqueeze(-1) + site.epsilon)
     return output if site.output_permutation is None else output.permute(site.output_permutation)
 
 

@@ -138,6 +138,37 @@ class Attention(Site):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class LinearAttention(Site):
+    """``scale * q (k^T v)``, divided by ``q . sum(k) + epsilon`` where it is ``normalised``: attention without a
+    softmax.
+
+    The operands are read after their feature maps (``relu(q)``, ``elu(k) + 1``, a softmax over the keys): in the
+    shapes of :class:`Attention`. No query sees more or less of one key than of another but by its product.
+    """
+
+    kind: ClassVar[str] = "attention"
+    query: Operand
+    key: Operand
+    value: Operand
+    scale: float = 1.0
+    normalised: bool = True
+    epsilon: float = 0.0
+    groups: int = 1
+    output_permutation: tuple[int, ...] | None = None
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "query": self.query.node.name,
+            "key": self.key.node.name,
+            "value": self.value.node.name,
+            "scale": self.scale,
+            "normalised": self.normalised,
+            "epsilon": self.epsilon,
+            "groups": self.groups,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Site):
     """``x W^T + b`` with ``input [..., in]`` and ``weight [out, in]`` (``transposed``: ``[in, out]``).
 

@@ -168,6 +168,7 @@ ROWS = (
         {"in_channels": 4, "out_channels": 4, "num_layers": 2, **_HEADS, "num_cross_attention_heads": 4}
         | {"cross_attention_head_dim": 12, "cross_attention_dim": 48, "caption_channels": 32, "sample_size": 8},
         {"hidden_states": real(2, 4, 8, 8), "encoder_hidden_states": _TEXT, "timestep": _STEPS},
+        linear=("SanaLinearAttnProcessor2_0",),
     ),
     _image(
         "hunyuan-dit",

@@ -5,7 +5,8 @@ Everything is counted while the model runs, on real tensors and modules, and sha
 - **attention**: a fused attention operator; or a softmax (or exponential of scores less the logarithm of their sum)
   whose argument comes, element by element and by data movement, from a product of two computed tensors, and whose
   result goes in the same way into another such product. A router (its scores come from a linear layer), a pooling head
-  (its weights multiply element by element) and a classifier are none of these.
+  (its weights multiply element by element) and a classifier are none of these. Linear attention, which has no softmax
+  over scores: an execution of a module that the row names.
 - **feedforward**: a linear layer (or 1x1 convolution), an element-wise function that is not linear, and a linear layer
   that returns the width the first one read, whose result is added to a value the first one's input was computed from.
   What enters in between comes from a linear layer with the same input, or is a parameter.
@@ -330,6 +331,7 @@ class Eager:
     counts: Counter[str] = field(default_factory=Counter)
     blocks: list[str] = field(default_factory=list)
     recurrent: list[str] = field(default_factory=list)
+    linear: list[str] = field(default_factory=list)
     experts: list[str] = field(default_factory=list)
     result: Any = None
 
@@ -360,6 +362,8 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
         running.pop()
         if type(child).__name__ in row.recurrent:
             found.recurrent.append(paths[child])
+        if {type(child).__name__, type(getattr(child, "processor", None)).__name__} & set(row.linear):
+            found.linear.append(paths[child])
         if _stacks_experts(child):
             experts.append((paths[child], {id(child), id(running[-1])} if running else {id(child)}))
         experts.extend((f"{paths[child]}.{name}".strip("."), {id(child)}) for name in _lists_of_experts(child))
@@ -402,7 +406,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
         if nearby & tracker.picking and not any(block.startswith(f"{path}.") for block in found.blocks)
     ]
     found.counts = Counter(
-        attention=len(tracker.attention),
+        attention=len(tracker.attention) + len(found.linear),
         feedforward=len(tracker.feedforward),
         moe=len(found.experts),
         scan=len(found.recurrent),

@@ -13,7 +13,9 @@ _PERIOD = "Recurrent layers and attentions alternate: a block holds one of each,
 _ESCAPE = "Scores that several attentions share are refused: no site could replace one of them alone."
 
 EXCEPTIONS: dict[str, str] = {
-    **dict.fromkeys(("longt5", "timm-sequencer", "lumina2"), _BREAKS),
+    **dict.fromkeys(("timm-sequencer", "lumina2"), _BREAKS),
+    "longt5": "Each layer is a graph of its own, and a decoder layer hands its attention weights to its caller, who"
+    " drops them: in that graph they are a result. The encoder's attentions are found.",
     **dict.fromkeys(("switch", "hidream"), f"{_CHOSEN} Layers that hold them are in no single graph."),
     "dbrx": f"{_CHOSEN} The layers are in no single graph.",
     "jetmoe": f"{_CHOSEN} One attention shares its graph with experts whose loads are sizes of the graph: reading it in"

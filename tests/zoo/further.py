@@ -31,9 +31,12 @@ def _text(kind: str, inputs: Mapping[str, Value], *entries: tuple[Any, ...]) -> 
 
 
 def _image(size: int, *entries: tuple[Any, ...]) -> tuple[Row, ...]:
-    """``(registered name, sizes)`` of timm, for square images of ``size``."""
+    """``(name, registered name, sizes)`` of timm and classes of linear attention, for square images of ``size``."""
     image = {"x": real(2, 3, size, size)}
-    return tuple(Row(f"timm-{name}", "vision", "timm", model, sizes, image) for name, model, sizes in entries)
+    return tuple(
+        Row(f"timm-{name}", "vision", "timm", model, sizes, image, linear=tuple(linear))
+        for name, model, sizes, *linear in entries
+    )
 
 
 ROWS = (
@@ -145,7 +148,7 @@ ROWS = (
     *_image(
         64,
         ("visformer", "visformer_tiny", {"depth": (1, 2, 2), "img_size": 64}),
-        ("efficientvit", "efficientvit_b0", {}),
+        ("efficientvit", "efficientvit_b0", {}, "LiteMLA"),
         ("fastvit", "fastvit_sa12", {}),
         ("mobilevitv2", "mobilevitv2_050", {}),
         ("repvit", "repvit_m0_9", {}),

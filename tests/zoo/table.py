@@ -94,7 +94,8 @@ class Row:
 
     ``library`` is ``transformers``, ``diffusers`` or ``timm``; ``model`` a class of it (timm: a registered name, or
     ``file:Class``).
-    ``recurrent`` names the classes whose forward runs a recurrence over time: eager counts their executions.
+    ``recurrent`` names the classes whose forward runs a recurrence over time, ``linear`` those (or the processors of
+    those) that run linear attention: eager counts their executions.
     ``fast`` rows make up the slice that runs on every change; ``held_out`` rows were first run when detection was done.
     """
 
@@ -105,6 +106,7 @@ class Row:
     sizes: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Value] = field(default_factory=dict)
     recurrent: tuple[str, ...] = ()
+    linear: tuple[str, ...] = ()
     fast: bool = False
     held_out: bool = False
 

@@ -93,7 +93,7 @@ ROWS = (
         _LARGER,
     ),
     _timm("timm-xcit", "xcit_nano_12_p16_224", {"img_size": 32, "embed_dim": 48, "depth": 3, "num_heads": 4}),
-    _timm("timm-coat", "coat_tiny", {"img_size": 64}, _LARGER),
+    _timm("timm-coat", "coat_tiny", {"img_size": 64}, _LARGER, linear=("FactorAttnConvRelPosEnc",)),
     _timm(
         "timm-levit",
         "levit_128s",

@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Two worker processes with one thread each suit a small machine; the demo and benchmarks use every core.
 WORKERS ?= 2
 
-.PHONY: help demo test zoo lint gpu kernels clean
+.PHONY: help demo test zoo matrix lint gpu kernels clean
 
 help:
 	@echo "make demo     sample digits with eager, torch.compile and laconic; pictures and report in demo-output/"
 	@echo "make test     install what the tests need and run them"
 	@echo "make zoo      search every architecture of the model zoo, prove every site, write docs/zoo.md (a few minutes)"
+	@echo "make matrix   every cache policy on six architectures through Inductor, 3 x 50 steps (half an hour)"
 	@echo "make lint     ruff and mypy"
 	@echo "make gpu      GPU tests and benchmarks, on a CUDA machine with torch and Triton installed (no network)"
 	@echo "make kernels  compile every Triton kernel for every target; registers, spills and shared memory"
@@ -44,6 +45,9 @@ test: $(VENV)/.test
 
 zoo: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo.report
+
+matrix: $(VENV)/.test
+	$(BIN)/python benchmarks/policy_matrix.py
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

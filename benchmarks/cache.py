@@ -58,6 +58,8 @@ def settings(setup: Setup) -> Iterator[tuple[str, str, Callable[[], dict[str, An
         yield _named("taylor", interval=interval, order=2)
         yield _named("taylor", interval=interval, level="blocks")
         yield _named("taylor", interval=interval, level="layers")
+        yield _named("taylor", interval=interval, level="layers", warmup=3)
+    yield _named("taylor", interval=2, level="layers", warmup=2)
     for threshold in (0.05, 0.1, 0.2, 0.3):
         for order in (0, 1):
             yield _named("first-block", threshold=threshold, order=order)

@@ -7,7 +7,10 @@ _BREAKS = "Its own code breaks the graph (decisions on values); what a break cut
 _CHOSEN = "The experts that are hit are asked for in Python: the graph ends between the choice and the experts."
 _KINDS = "A stage of two layers of two kinds (plain and shifted windows, rotary positions or none): nothing repeats."
 _ENDS = "The first or last layer computes something else (a second attention, no result for the text that is read)."
-_DEAD = "The last layer of the text stream computes a result nobody reads: it is no part of the normal form."
+_DEAD = (
+    "The last layer of the text stream computes a result nobody reads. Eager runs it; in the graph it is dead code and"
+    " gone, so one feed-forward layer less is there to be found."
+)
 _CHUNKS = "Chunked windows: the scores are put together from overlapping pieces, not read from one product."
 _PERIOD = "Recurrent layers and attentions alternate: a block holds one of each, and needs to come twice to be one."
 _ESCAPE = "Scores that several attentions share are refused: no site could replace one of them alone."

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-_OPEN = "Open: the cause has not been looked into."
 _BREAKS = "Its own code breaks the graph (decisions on values); what a break cuts is lost to each of the graphs."
 _CHOSEN = "The experts that are hit are asked for in Python: the graph ends between the choice and the experts."
-_KINDS = "A stage of two layers of two kinds (plain and shifted windows, rotary positions or none): nothing repeats."
-_ENDS = "The first or last layer computes something else (a second attention, no result for the text that is read)."
 _DEAD = (
     "The last layer of the text stream computes a result nobody reads. Eager runs it; in the graph it is dead code and"
     " gone, so one feed-forward layer less is there to be found."
@@ -16,27 +13,20 @@ _PERIOD = "Recurrent layers and attentions alternate: a block holds one of each,
 _ESCAPE = "Scores that several attentions share are refused: no site could replace one of them alone."
 
 EXCEPTIONS: dict[str, str] = {
-    **dict.fromkeys(("timm-sequencer", "lumina2"), _BREAKS),
     "longt5": "Each layer is a graph of its own, and a decoder layer hands its attention weights to its caller, who"
     " drops them: in that graph they are a result. The encoder's attentions are found.",
+    "timm-sequencer": "torch.compile does not trace the LSTM module each layer runs: the graph ends before it, in every"
+    " layer.",
     **dict.fromkeys(("switch", "hidream"), f"{_CHOSEN} Layers that hold them are in no single graph."),
     "dbrx": f"{_CHOSEN} The layers are in no single graph.",
     "jetmoe": f"{_CHOSEN} One attention shares its graph with experts whose loads are sizes of the graph: reading it in"
     " normal form would add a guard for each load.",
     "mochi": "Each attention loops over the batch and asks which tokens are no padding; a break in a loop leaves"
     " the whole attention to Python, in no graph. The layers around are cut in pieces.",
-    **dict.fromkeys(("canine", "funnel", "xlnet", "llava", "lxmert", "qformer", "detr", "chroma", "uvit"), _OPEN),
-    **dict.fromkeys(("lumina-next", "prx", "controlnet", "hunyuan-video"), _OPEN),
-    **dict.fromkeys(("timm-swin", "timm-swinv2", "swin"), _KINDS),
-    **dict.fromkeys(("timm-poolformer", "timm-convformer"), _OPEN),
-    **dict.fromkeys(("qwen-image", "cogview4"), f"{_DEAD} {_ENDS}"),
-    **dict.fromkeys(("unet", "unet-text", "unet-video", "vae"), _OPEN),
+    **dict.fromkeys(("qwen-image", "cogview4"), _DEAD),
     "longformer": _CHUNKS,
     "led": f"{_CHUNKS} The decoder's are found.",
-    "llama4": _KINDS,
     **dict.fromkeys(("zamba", "zamba2", "nemotron-h", "granitemoehybrid", "olmo-hybrid", "bailing-hybrid"), _PERIOD),
-    "rwkv": "Eager does not count the layers: the first one normalises what it reads before it adds to it.",
-    "diffllama": "The layers have constants that depend on their depth: one program cannot stand for another.",
     "timm-xcit": "Class attention: the layer changes one token, which is then put back beside the others.",
     "lilt": f"Each of two streams adds the scores of the other to its own. {_ESCAPE} The last layer's second stream is"
     " read by nobody: no part of the normal form.",
@@ -46,6 +36,4 @@ EXCEPTIONS: dict[str, str] = {
     "timm-convit": "The weights are a learned mixture of two softmaxes, one of them over positions alone.",
     "nllb-moe": f"{_CHOSEN} Layers that hold them are in no single graph.",
     "flux2": "One linear layer computes queries, keys, values and hidden features at once.",
-    "cogvideox": _ENDS,
-    "latte": "After the first layer something is added once.",
 }

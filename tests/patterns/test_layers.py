@@ -1,0 +1,202 @@
+"""Layers that are not equal: which of them make a stack, where it begins and ends, and what is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from laconic.patterns.detect import detect
+from laconic.patterns.sites import Block
+from tests.backends.test_pieces import captured
+
+WIDTH = 16
+
+
+class Attend(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.packed(x).chunk(3, -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v))
+
+
+class Feed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class Layer(nn.Module):
+    """``scale`` is a constant of the layer; ``twice`` attends a second time; ``shift`` moves the tokens it mixes."""
+
+    def __init__(self, scale: float = 1.0, twice: bool = False, shift: int = 0) -> None:
+        super().__init__()
+        self.norm, self.attend, self.feed = nn.LayerNorm(WIDTH), Attend(), Feed()
+        self.again = Attend() if twice else None
+        self.scale, self.shift = scale, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        y = self.attend(y.roll(self.shift, 1)).roll(-self.shift, 1) if self.shift else self.attend(y)
+        x = x + self.scale * y
+        if self.again is not None:
+            x = x + self.again(x)
+        return x + self.feed(self.norm(x))
+
+
+class Residual(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+class Stack(nn.Module):
+    def __init__(self, layers: Sequence[nn.Module], table_after: int | None = None) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 8)
+        self.layers = nn.ModuleList(layers)
+        self.table = nn.Parameter(torch.randn(WIDTH))
+        self.table_after = table_after
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index == self.table_after:
+                x = x + self.table
+        return self.head(x)
+
+
+class Joint(nn.Module):
+    """Two streams that attend to each other; the last of its kind hands on only the first."""
+
+    def __init__(self, last: bool = False) -> None:
+        super().__init__()
+        self.attend, self.one, self.other, self.last = Attend(), Feed(), Feed(), last
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        both = self.attend(torch.cat([x, y], 1))
+        x = x + both[:, : x.shape[1]]
+        x = x + self.one(x)
+        if self.last:
+            return x, None
+        y = y + both[:, x.shape[1] :]
+        return x, y + self.other(y)
+
+
+class Streams(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.one, self.other, self.head = nn.Linear(8, WIDTH), nn.Linear(8, WIDTH), nn.Linear(WIDTH, 8)
+        self.layers = nn.ModuleList(Joint(index == depth - 1) for index in range(depth))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = self.one(x), self.other(y)
+        for layer in self.layers:
+            x, y = layer(x, y)
+        return self.head(x)
+
+
+class Turns(nn.Module):
+    """Layers of two lists that take turns, seen as images by one and as tokens by the other."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, WIDTH, 1)
+        self.convolutions = nn.ModuleList(Residual(nn.Conv2d(WIDTH, WIDTH, 3, padding=1)) for _ in range(depth))
+        self.attentions = nn.ModuleList(Residual(Attend()) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for convolution, attention in zip(self.convolutions, self.attentions, strict=True):
+            x = convolution(x)
+            x = attention(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
+        return x
+
+
+def blocks(model: nn.Module, *inputs: Tensor) -> list[Block]:
+    torch.manual_seed(0)
+    graph, *_ = captured(model.eval(), *inputs)
+    return list(detect(graph).of(Block))
+
+
+def seen(found: Sequence[Block]) -> list[tuple[int, str, int]]:
+    return [(block.stack, str(block.module), block.variant) for block in found]
+
+
+def layers(*variants: int) -> list[tuple[int, str, int]]:
+    return [(0, f"layers.{index}", variant) for index, variant in enumerate(variants)]
+
+
+CASES: dict[str, tuple[Stack, list[tuple[int, str, int]]]] = {
+    "the first does more": (Stack([Layer(twice=True), Layer(), Layer()]), layers(0, 1, 1)),
+    "the last does more": (Stack([Layer(), Layer(), Layer(twice=True)]), layers(0, 0, 1)),
+    "constants by depth": (Stack([Layer(0.9), Layer(0.8), Layer(0.7)]), layers(0, 1, 2)),
+    "two kinds, each once": (Stack([Layer(), Layer(shift=2)]), layers(0, 1)),
+    "two kinds in turns": (Stack([Layer(), Layer(shift=2), Layer(), Layer(shift=2)]), layers(0, 1, 0, 1)),
+    "a table after the first": (Stack([Layer(), Layer(), Layer()], table_after=0), layers(0, 0, 0)),
+    # Not layers of a stack: one layer written as two, a single one, no stream, another stream.
+    "one layer in two": (Stack([Residual(Attend()), Residual(Feed())]), []),
+    "one": (Stack([Layer()]), []),
+    "no sums": (Stack([Attend(), Attend()]), []),
+    "a projection between": (Stack([Layer(), nn.Linear(WIDTH, WIDTH), Layer(shift=2)]), []),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_layers_that_agree_make_a_stack(name: str) -> None:
+    model, wanted = CASES[name]
+    found = blocks(model, torch.randn(2, 6, 8))
+    assert seen(found) == wanted
+    assert all(len(block.entries) == len(block.exits) == 1 for block in found)
+    by_variant: dict[int, set[str]] = {}
+    for block in found:
+        by_variant.setdefault(block.variant, set()).add(block.fingerprint)
+    assert all(len(prints) == 1 for prints in by_variant.values())
+
+
+def test_a_stream_may_end_in_the_last_layer() -> None:
+    found = blocks(Streams(4), torch.randn(2, 6, 8), torch.randn(2, 3, 8))
+    assert seen(found) == layers(0, 0, 0, 1)
+    assert [(len(block.entries), len(block.exits)) for block in found] == [(2, 2)] * 3 + [(2, 1)]
+    for one, other in zip(found, found[1:], strict=False):
+        assert one.exits == other.entries
+    # What goes on is the first stream, in every block.
+    assert found[-1].exits[0].meta["val"].shape == found[0].entries[0].meta["val"].shape == (2, 6, WIDTH)
+
+
+def test_lists_that_take_turns_are_one_stack() -> None:
+    found = blocks(Turns(3), torch.randn(2, 3, 4, 4))
+    assert [block.variant for block in found] == [0, 1] * 3
+    assert {block.stack for block in found} == {0} and {block.period for block in found} == {1}
+
+
+def test_towers_that_run_in_turns_are_two_stacks() -> None:
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.ModuleList([Layer(0.9), Layer(0.8)])
+            self.other = nn.ModuleList([Layer(0.7), Layer(0.6)])
+            self.first, self.second = nn.Linear(8, WIDTH), nn.Linear(8, WIDTH)
+
+        def forward(self, x: Tensor, y: Tensor) -> Any:
+            x, y = self.first(x), self.second(y)
+            for one, other in zip(self.one, self.other, strict=True):
+                x, y = one(x), other(y)
+            return x, y
+
+    found = blocks(Towers(), torch.randn(2, 6, 8), torch.randn(2, 6, 8))
+    assert sorted(seen(found)) == [(0, "one.0", 0), (0, "one.1", 1), (1, "other.0", 0), (1, "other.1", 1)]

@@ -385,7 +385,6 @@ ROWS = (
         {**_HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 32, "freq_dim": 16, "ffn_dim": 64}
         | {"num_layers": 2, "rope_max_seq_len": 32},
         {"hidden_states": real(2, 4, 2, 8, 8), "timestep": _STEPS, "encoder_hidden_states": _TEXT},
-        held_out=True,
     ),
     _video(
         "unet-video",

@@ -79,18 +79,14 @@ def page(results: list[Result], failed: dict[str, str]) -> str:
         f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "diffusers", "timm")
     )
     lines = [_HEAD, f"Versions: {versions}.", ""]
-    for title, held_out in (("Architectures detection was developed on", False), ("Held out", True)):
-        chosen = [result for result in results if result.row.held_out == held_out]
-        if not chosen:
-            continue
-        exact = sum(result.exact for result in chosen)
-        lines += [f"## {title}", "", f"{len(chosen)} architectures, {exact} of them without any difference.", ""]
-        lines += [*_totals(chosen), ""]
-        for kind in dict.fromkeys(result.row.kind for result in chosen):
-            lines += [f"### {kind.capitalize()}", ""]
-            lines += ["| architecture | library | nodes | graphs | " + " | ".join(KINDS) + " | seconds | error |"]
-            lines += ["|---" * (6 + len(KINDS)) + "|"]
-            lines += [*(_line(result) for result in chosen if result.row.kind == kind), ""]
+    exact = sum(result.exact for result in results)
+    lines += ["## Architectures", "", f"{len(results)} architectures, {exact} of them without any difference.", ""]
+    lines += [*_totals(results), ""]
+    for kind in dict.fromkeys(result.row.kind for result in results):
+        lines += [f"### {kind.capitalize()}", ""]
+        lines += ["| architecture | library | nodes | graphs | " + " | ".join(KINDS) + " | seconds | error |"]
+        lines += ["|---" * (6 + len(KINDS)) + "|"]
+        lines += [*(_line(result) for result in results if result.row.kind == kind), ""]
     differences = _differences(results)
     if differences:
         lines += ["## Where the counts differ (\\*)", "", *differences, ""]

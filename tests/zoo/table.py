@@ -96,7 +96,7 @@ class Row:
     ``file:Class``).
     ``recurrent`` names the classes whose forward runs a recurrence over time, ``linear`` those (or the processors of
     those) that run linear attention: eager counts their executions.
-    ``fast`` rows make up the slice that runs on every change; ``held_out`` rows were first run when detection was done.
+    ``fast`` rows make up the slice that runs on every change.
     """
 
     name: str
@@ -108,7 +108,6 @@ class Row:
     recurrent: tuple[str, ...] = ()
     linear: tuple[str, ...] = ()
     fast: bool = False
-    held_out: bool = False
 
     def build(self) -> tuple[nn.Module, dict[str, Any]]:
         """The module in evaluation mode and its keyword arguments; the same on every call."""

@@ -141,7 +141,6 @@ ROWS = (
         "gcvit:GlobalContextVit",
         {"img_size": 64, "depths": (2, 2), "num_heads": (2, 4), "embed_dim": 16} | {"window_ratio": (16, 8)},
         _LARGER,
-        held_out=True,
     ),
     _hub("vit", "ViTModel"),
     _hub("deit", "DeiTModel"),

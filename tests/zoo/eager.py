@@ -454,7 +454,8 @@ def _repeated(lists: Mapping[str, Sequence[Member]], read: int, sums: Sequence[f
     ``read`` has one bit for the number of each value that the model's results depend on.
     """
     found: list[str] = []
-    for sequences in (False, True):
+    # Lists first, then sequences, then children with names of their own.
+    for listed, sequences in ((True, False), (True, True), (False, False), (False, True)):
         for _, members in sorted(lists.items()):
             runs = Counter(member.path for member in members)
             live = [
@@ -469,6 +470,7 @@ def _repeated(lists: Mapping[str, Sequence[Member]], read: int, sums: Sequence[f
             for member in live:
                 path = member.path
                 apart = not any(path.startswith(f"{other}.") or other.startswith(f"{path}.") for other in found)
-                if member.container == sequences and apart and any(counts[key] > 1 for key in member.keys):
+                turn = (member.listed, member.container) == (listed, sequences)
+                if turn and apart and any(counts[key] > 1 for key in member.keys):
                     found.append(path)
     return found

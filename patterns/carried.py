@@ -54,8 +54,9 @@ def find_loops(
         if rows is not None and not any(node in claimed for row in rows for node in row):
             outcomes.append((len(group), rows, _loop(rows, number, len(group), labels, order)))
     # Longest first: a few steps of a loop that is refused as a whole are no loop of their own. One loop is seen through
-    # every tensor its steps read; the view with the fewest values handed on, for the most steps, is taken.
-    outcomes.sort(key=lambda item: (-item[0], _preference(item[2])))
+    # every tensor its steps read; the view with the fewest values handed on, for the most steps, is taken, and of those
+    # the one in which they are handed on last, when the step is complete.
+    outcomes.sort(key=lambda item: (-item[0], _preference(item[2], order)))
     accepted: set[Node] = set()
     refused: list[tuple[set[Node], Reason]] = []
     blocked: set[Node] = set()
@@ -92,10 +93,10 @@ def find_loops(
             yield Refused(frozenset(states), reason)
 
 
-def _preference(outcome: Loop | Reason) -> tuple[int, ...]:
+def _preference(outcome: Loop | Reason, order: dict[Node, int]) -> tuple[int, ...]:
     if isinstance(outcome, Loop):
-        return (0, len(outcome.states), -outcome.length)
-    return (1, int(outcome.code == "irregular-steps"), 0)
+        return (0, len(outcome.states), -outcome.length, -sum(order[state[1]] for state in outcome.states))
+    return (1, int(outcome.code == "irregular-steps"), 0, 0)
 
 
 def _groups(graph: Graph, order: dict[Node, int], claimed: Collection[Node]) -> list[list[list[tuple[Node, Node]]]]:

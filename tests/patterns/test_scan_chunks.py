@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from laconic.patterns.scan import find_scan, prove_scan
@@ -205,10 +206,25 @@ def weighted_mean(a: Tensor, x: Tensor) -> Tensor:
     return results
 
 
-def test_a_weighted_mean_relative_to_a_maximum() -> None:
-    (site,), refusals = found(weighted_mean, *vectors())
+def weighted_mean_with_gates(a: Tensor, x: Tensor) -> Tensor:
+    """The same with a forgetting gate of its own in each step, added to the maximum before it is compared."""
+    level = F.logsigmoid(a * 3)
+    top, bottom, maximum = torch.zeros(B, K), torch.zeros(B, K), torch.zeros(B, K)
+    results = torch.zeros_like(x)
+    for t in range(L):
+        kept = maximum + level[:, t]
+        largest = torch.maximum(kept, x[:, t])
+        old, new = torch.exp(kept - largest), torch.exp(x[:, t] - largest)
+        top, bottom, maximum = old * top + new * a[:, t], old * bottom + new, largest
+        results[:, t] = top / bottom
+    return results
+
+
+@pytest.mark.parametrize(("spelling", "gate"), [(weighted_mean, "scalar"), (weighted_mean_with_gates, "diagonal")])
+def test_states_relative_to_a_maximum(spelling: Spelling, gate: str) -> None:
+    (site,), refusals = found(spelling, *vectors())
     assert isinstance(site, Recurrence) and site.form == "loop, relative to a running maximum"
-    assert site.gate == "scalar" and site.length == L
+    assert site.gate == gate and site.length == L
     assert not refusals
 
 

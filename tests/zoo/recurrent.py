@@ -19,12 +19,6 @@ _LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_
 
 ROWS = (
     _row(
-        "zamba",
-        "ZambaForCausalLM",
-        "ZambaMambaMixer",
-        {**_PAIRS, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "n_mamba_heads": 1},
-    ),
-    _row(
         "zamba2",
         "Zamba2ForCausalLM",
         "Zamba2MambaMixer",

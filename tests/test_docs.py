@@ -10,6 +10,7 @@ import pytest
 import laconic
 from laconic.passes import ORDER
 from laconic.patterns.reasons import CODES
+from tests.zoo.report import known_exceptions
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -54,3 +55,7 @@ def test_every_pass_has_its_place_on_the_page() -> None:
     assert set(own) <= anchors(page)
     readme = (ROOT / "README.md").read_text()
     assert [verb for verb in own if f"`{verb}(" not in readme] == []
+
+
+def test_every_exception_of_the_zoo_is_explained() -> None:
+    assert known_exceptions() in (ROOT / "docs" / "detection.md").read_text()

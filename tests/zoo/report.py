@@ -22,6 +22,12 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "zoo.md"
 
 LARGEST_ERROR = 1e-5
 
+DETECTION = PAGE.parent / "detection.md"
+_EXCEPTIONS = """## Known exceptions
+
+Architectures of the zoo on which detection and eager execution differ (`tests/zoo/exceptions.py`). `docs/zoo.md` has the
+counts and what the report says about each. A row that differs without a reason fails `make zoo`, which writes this list."""
+
 _HEAD = """# The model zoo
 
 `make zoo` writes this page. Each architecture is built tiny from its configuration (random weights, nothing
@@ -95,6 +101,12 @@ def page(results: list[Result], failed: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def known_exceptions() -> str:
+    """The section of ``docs/detection.md`` that says which architectures differ, and why."""
+    rows = (f"- {name}: {reason}" for name, reason in sorted(EXCEPTIONS.items()))
+    return "\n".join([_EXCEPTIONS, "", *rows, ""])
+
+
 def main(arguments: list[str]) -> int:
     """Measure and print; write the page when everything was measured. 1 when something unexplained differs."""
     warnings.filterwarnings("ignore")
@@ -117,6 +129,8 @@ def main(arguments: list[str]) -> int:
         gc.collect()
     if not arguments:
         PAGE.write_text(page(results, failed))
+        before, _, after = DETECTION.read_text().partition("## Known exceptions")
+        DETECTION.write_text(f"{before}{known_exceptions()}\n{after[after.index('## ') :]}")
     unexplained = [result.row.name for result in results if not result.exact and result.row.name not in EXCEPTIONS]
     wrong = [result.row.name for result in results if not result.error <= LARGEST_ERROR]
     for names, what in ((unexplained, "differ without an explanation"), (wrong, "compute something else")):

@@ -47,10 +47,19 @@ class Provenance:
                     others = [read for read in user.all_input_nodes if read is not node and tensor(read) is not None]
                     if any(self._bits[other] & mine for other in others):
                         return True
-                elif name in _PASSED and user not in seen:
+                elif (name in _PASSED or (name == "slice" and _keeps_features(node, user))) and user not in seen:
                     seen.add(user)
                     pending.append(user)
         return False
+
+
+def _keeps_features(node: Node, part: Node) -> bool:
+    """Whether ``part`` has some tokens of ``node``, whole: streams that share a layer take parts of its result."""
+    whole, kept = tensor(node), tensor(part)
+    if whole is None or kept is None:
+        return False
+    widths = (whole.shape[-1], kept.shape[-1])
+    return all(isinstance(width, int) for width in widths) and widths[0] == widths[1]
 
 
 _differentiated: weakref.WeakKeyDictionary[NormalGraph, set[Node]] = weakref.WeakKeyDictionary()

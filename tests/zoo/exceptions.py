@@ -17,7 +17,16 @@ EXCEPTIONS: dict[str, str] = {
     " drops them: in that graph they are a result. The encoder's attentions are found.",
     "timm-sequencer": "torch.compile does not trace the LSTM module each layer runs: the graph ends before it, in every"
     " layer.",
-    **dict.fromkeys(("switch", "hidream"), f"{_CHOSEN} Layers that hold them are in no single graph."),
+    "switch": f"{_CHOSEN} Layers that hold them are in no single graph.",
+    "hidream": f"{_CHOSEN} Layers that hold them are in no single graph; a shared expert is added to the sum of the"
+    " others, which comes from another graph, so nothing says that both belong to one stream.",
+    "canine": "The two encoders of characters have one layer each: nothing repeats.",
+    "squeezebert": "Layers are 1x1 convolutions whose output and post-attention parts are modules that add and"
+    " normalise: detection takes these for the layers, eager counts the layers around them as none.",
+    **dict.fromkeys(
+        ("flaubert", "xlm"),
+        "Attentions and feed-forward layers are two lists, used in turn by a loop that breaks the graph between them.",
+    ),
     "dbrx": f"{_CHOSEN} The layers are in no single graph.",
     "jetmoe": f"{_CHOSEN} One attention shares its graph with experts whose loads are sizes of the graph: reading it in"
     " normal form would add a guard for each load.",

@@ -25,8 +25,9 @@ LARGEST_ERROR = 1e-5
 DETECTION = PAGE.parent / "detection.md"
 _EXCEPTIONS = """## Known exceptions
 
-Architectures of the zoo on which detection and eager execution differ (`tests/zoo/exceptions.py`). `docs/zoo.md` has the
-counts and what the report says about each. A row that differs without a reason fails `make zoo`, which writes this list."""
+Architectures of the zoo on which detection and eager execution differ (`tests/zoo/exceptions.py`). `docs/zoo.md` has
+the counts and what the report says about each. A row that differs without a reason fails `make zoo`, which writes this
+list."""
 
 _HEAD = """# The model zoo
 

@@ -45,4 +45,9 @@ EXCEPTIONS: dict[str, str] = {
     "timm-convit": "The weights are a learned mixture of two softmaxes, one of them over positions alone.",
     "nllb-moe": f"{_CHOSEN} Layers that hold them are in no single graph.",
     "flux2": "One linear layer computes queries, keys, values and hidden features at once.",
+    **dict.fromkeys(
+        ("timm-shvit", "timm-efficientvit-m0"),
+        "Wrappers that add what they hold to the stream stand inside blocks and between the stages: detection reports"
+        " each as a block, eager counts the blocks around them.",
+    ),
 }

@@ -149,17 +149,7 @@ class Lifter:
             for node in steps
         ):
             return Reason("not-proven", "the steps are not the same computation", names(steps))
-        flat = [flatten(node) for node in steps]
-        if any(len(row) != len(flat[0]) for row in flat):
-            return Reason("not-proven", "the steps are not the same computation", names(steps))
-        operands: list[tuple[Node, ...]] = []
-        for column in zip(*flat, strict=True):
-            nodes = [item for item in column if isinstance(item, Node)]
-            if len(nodes) == len(column):
-                operands.append(tuple(nodes))
-            elif nodes or any(not same(item, column[0]) for item in column):
-                return Reason("not-proven", "one step has another constant than the rest", names(steps))
-        return operands
+        return operand_columns(steps, "not-proven")
 
     def _apply(self, steps: tuple[Node, ...]) -> Value | Reason:
         first = steps[0]
@@ -192,6 +182,21 @@ class Lifter:
         function, args, kwargs = call
         meta = first.meta.get("val")
         return Value(self.call(function, *args, **kwargs), True, meta.dim() if isinstance(meta, Tensor) else None)
+
+
+def operand_columns(steps: Sequence[Node], code: str) -> list[tuple[Node, ...]] | Reason:
+    """The operands of steps that apply one operator, transposed, or a reason with ``code`` when a constant differs."""
+    rows = [flatten(node) for node in steps]
+    if any(len(row) != len(rows[0]) for row in rows):
+        return Reason(code, "the steps are not the same computation", names(steps))
+    operands: list[tuple[Node, ...]] = []
+    for column in zip(*rows, strict=True):
+        nodes = [item for item in column if isinstance(item, Node)]
+        if len(nodes) == len(column):
+            operands.append(tuple(nodes))
+        elif nodes or any(not same(item, column[0]) for item in column):
+            return Reason(code, "one step has another constant than the rest", names(steps))
+    return operands
 
 
 def flatten(node: Node) -> list[Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from . import batched
-from .lift import flatten, names, same
+from .lift import names, operand_columns
 from .pieces import part_of
 from .reasons import Reason
 
@@ -135,14 +135,4 @@ class _Walk:
             return Reason("irregular-steps", "the steps are not the same computation", names(steps))
         if not batched.is_repeatable(first.target):
             return Reason("unsupported-op", f"{first.target} may differ from step to step", names(steps))
-        rows = [flatten(node) for node in steps]
-        if any(len(row) != len(rows[0]) for row in rows):
-            return Reason("irregular-steps", "the steps are not the same computation", names(steps))
-        operands: list[Steps] = []
-        for column in zip(*rows, strict=True):
-            nodes = [item for item in column if isinstance(item, Node)]
-            if len(nodes) == len(column):
-                operands.append(tuple(nodes))
-            elif nodes or any(not same(item, column[0]) for item in column):
-                return Reason("irregular-steps", "one step has another constant than the rest", names(steps))
-        return operands
+        return operand_columns(steps, "irregular-steps")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -89,10 +89,10 @@ def test_a_method_and_a_function() -> None:
     assert set(rewritten(Model())) == {"second", "third"}
 
 
-def test_the_innermost_wins_over_the_outer_and_over_the_options() -> None:
-    inner = decorated(OTHER)
+def around(inner: Callable[[], nn.Module], item: Any) -> nn.Module:
+    """A layer and then a decorated one, in a module whose class is decorated with ``item``."""
 
-    @INT8
+    @item
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -101,7 +101,11 @@ def test_the_innermost_wins_over_the_outer_and_over_the_options() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(self.plain(x))
 
-    model = nn.Sequential(Outer(), Layer())
+    return Outer()
+
+
+def test_the_innermost_wins_over_the_outer_and_over_the_options() -> None:
+    model = nn.Sequential(around(decorated(OTHER), INT8), Layer())
     within = {"0.plain.up": INT8, "0.plain.down": INT8, "0.inner.up": OTHER, "0.inner.down": OTHER}
     assert rewritten(model) == {name: repr(item) for name, item in within.items()}
     third = laconic.quantize("int8", min_features=3, min_products=0)
@@ -122,18 +126,7 @@ def test_switched_off_inside(name: str | None) -> None:
 
 
 def test_switched_off_outside_and_on_again_inside() -> None:
-    inner = decorated(INT8)
-
-    @laconic.disable("quantize")
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.plain, self.inner = Layer(), inner()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.inner(self.plain(x))
-
-    assert set(rewritten(Outer(), OTHER)) == {"inner.up", "inner.down"}
+    assert set(rewritten(around(decorated(INT8), laconic.disable("quantize")), OTHER)) == {"inner.up", "inner.down"}
 
 
 def test_a_region_that_no_graph_reaches_is_reported() -> None:

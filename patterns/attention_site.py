@@ -70,15 +70,7 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
     operands = tuple(candidate.node for candidate, _ in arrangement.operands)
     masks = tuple(bias.value for bias in arrangement.biases if bias.value is not None)
     masks += tuple(node for node, _ in parts.broadcast)
-    inputs = tuple(dict.fromkeys((*operands, *masks)))
-    if output in inputs:
-        raise Refused("unsupported-shape", "the output is an operand", output)
-    interior = between_operands(operands, inputs, output)
-    wrong = effects.mutation(inputs, interior) or effects.escape(interior, (output,))
-    if wrong is not None:
-        refused = Refused(wrong.code, wrong.text)
-        refused.reason = wrong
-        raise refused
+    inputs, interior = bounds(operands, masks, output, effects)
     outside = [node for node in (*masks, *before([output], inputs)) if node not in interior]
     axes, names, sizes = name_axes(parts, arrangement, interior, outside)
     dimensions, examples = named_dimensions(**sizes)
@@ -104,6 +96,22 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
         axes=axes,
         **description(parts.anchor, interior, inputs, (output,)),
     )
+
+
+def bounds(
+    operands: Sequence[Node], masks: Sequence[Node], output: Node, effects: Effects
+) -> tuple[tuple[Node, ...], frozenset[Node]]:
+    """What a site reads, once each, and its interior. Refused when the two overlap or something else sees inside."""
+    inputs = tuple(dict.fromkeys((*operands, *masks)))
+    if output in inputs:
+        raise Refused("unsupported-shape", "the output is an operand", output)
+    interior = between_operands(operands, inputs, output)
+    wrong = effects.mutation(inputs, interior) or effects.escape(interior, (output,))
+    if wrong is not None:
+        refused = Refused(wrong.code, wrong.text)
+        refused.reason = wrong
+        raise refused
+    return inputs, interior
 
 
 def operand(candidate: Candidate, order: tuple[int, ...]) -> Operand:

@@ -14,7 +14,7 @@ import sympy
 from torch.fx import Node
 
 from .attention import with_value
-from .attention_site import Parts, arrange, between_operands, inverse, name_axes, operand, or_none
+from .attention_site import Parts, arrange, bounds, inverse, name_axes, operand, or_none
 from .axes import Atom, Contraction, Layout, contraction, downward, einsum_of, resolved
 from .describe import description, element_bytes, named_dimensions
 from .effects import Effects
@@ -195,11 +195,7 @@ class _Finder:
         query, key, value = arrangement.operands
         output = arrangement.output.node
         operands = tuple(candidate.node for candidate, _ in arrangement.operands)
-        inputs = tuple(dict.fromkeys(operands))
-        interior = between_operands(operands, inputs, output)
-        wrong = self.effects.mutation(inputs, interior) or self.effects.escape(interior, (output,))
-        if wrong is not None:
-            raise Refused(wrong.code, wrong.text)
+        inputs, interior = bounds(operands, (), output, self.effects)
         given = {candidate.node: candidate.layout for candidate, _ in arrangement.operands}
         parts = replace(parts, layouts=spread(given, before([output], inputs), longer))
         axes, names, sizes = name_axes(parts, arrangement, interior, ())

@@ -7,7 +7,7 @@ separate rules, and the site says only what is computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -25,7 +25,8 @@ from .product import Refused
 from .provenance import differentiated
 from .reasons import Reason
 from .scores import Origins, Scores, Sinks, follow
-from .sites import Bias, Site, Sites
+from .shared_scores import settle
+from .sites import Attention, Bias, Site, Sites
 from .softmax import Softmax, softmax_at
 
 # Functions that turn scores into weights in relatives of attention.
@@ -36,12 +37,13 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
     """Every attention of the graph in order, and a reason for everything that came close."""
     nodes = graph.module.graph
     effects, origins = Effects(nodes), Origins(nodes)
-    found: list[Site] = []
+    found: dict[Attention, frozenset[Node]] = {}
     refusals: list[Reason] = []
 
     trained: set[Node] | None = None
     instead: list[Node] = []
     tried: set[Node] = set()
+    taken: set[Node] = set()
 
     def keep(read: Callable[[], Parts]) -> None:
         nonlocal trained
@@ -51,7 +53,8 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
                 trained = differentiated(graph) if trained is None else trained
                 if parts.factor[0] in trained:
                     raise Refused("requires-grad", "the scores are scaled by something that is trained", parts.anchor)
-            found.append(build(f"attention.{len(found)}", parts, effects))
+            found[build("", parts, effects)] = parts.above
+            taken.update(parts.above)
         except Refused as refused:
             refusals.append(refused.reason)
 
@@ -63,14 +66,15 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
         if anchor is not None:
             tried.update((node, anchor.weights, *anchor.weights.all_input_nodes))
             if _product_below(anchor.weights) is not None:
-                keep(partial(_spelled, anchor, origins))
+                keep(partial(_spelled, anchor, origins, taken))
         elif operation(node) in _INSTEAD:
             instead.append(node)
     tried.update(node for site in found for node in site.interior)
     for node in instead:
         if node not in tried and (reason := _other_normalisation(node, graph, origins)) is not None:
             refusals.append(reason)
-    return found, refusals
+    standing, escaped = settle(found)
+    return [*standing], [*refusals, *escaped]
 
 
 def _product_below(weights: Node) -> Node | None:
@@ -102,22 +106,22 @@ def _other_normalisation(node: Node, graph: NormalGraph, origins: Origins) -> Re
     return Reason("unsupported-op", f"{node.target} in place of a softmax", (node.name, paths[0][0].name, product.name))
 
 
-def _spelled(anchor: Softmax, origins: Origins) -> Parts:
-    """Attention around a softmax. Raises Refused."""
-    paths = origins.paths(anchor.scores)
+def _spelled(anchor: Softmax, origins: Origins, taken: Collection[Node]) -> Parts:
+    """Attention around a softmax; the product is one that no other softmax has taken, if it can be. Raises Refused."""
+    paths = sorted(origins.paths(anchor.scores), key=lambda path: path[0] in taken)
     if not paths:
         raise Refused("unsupported-op", "the scores do not come from one product", anchor.weights)
     refused: Refused | None = None
     for path in paths:
         try:
-            return _along(anchor, follow(path))
+            return _along(anchor, follow(path), path)
         except Refused as error:
             refused = refused or error
     assert refused is not None
     raise refused
 
 
-def _along(anchor: Softmax, scores: Scores) -> Parts:
+def _along(anchor: Softmax, scores: Scores, path: Sequence[Node]) -> Parts:
     product = scores.product
     summed = resolved(scores.layout)[anchor.axis]
     if summed == (product.columns,):
@@ -156,6 +160,7 @@ def _along(anchor: Softmax, scores: Scores) -> Parts:
         soft_cap=scores.soft_cap,
         sinks=None if scores.sinks is None else (scores.sinks.value, scores.sinks.layout),
         finer=scores.finer,
+        above=frozenset(path),
     )
 
 

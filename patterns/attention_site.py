@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import sympy
@@ -45,6 +45,8 @@ class Parts:
     sinks: tuple[Node, Layout] | None = None
     finer: dict[Atom, tuple[Atom, ...]] = field(default_factory=dict)
     names: dict[Atom, str] = field(default_factory=dict)
+    above: frozenset[Node] = frozenset()
+    """From the product with the keys to the argument of the softmax: what another attention may read too."""
 
     @property
     def broadcast(self) -> list[tuple[Node, Layout]]:
@@ -70,7 +72,7 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
     operands = tuple(candidate.node for candidate, _ in arrangement.operands)
     masks = tuple(bias.value for bias in arrangement.biases if bias.value is not None)
     masks += tuple(node for node, _ in parts.broadcast)
-    inputs, interior = bounds(operands, masks, output, effects)
+    inputs, interior = bounds(operands, masks, output, effects, shared=parts.above)
     outside = [node for node in (*masks, *before([output], inputs)) if node not in interior]
     axes, names, sizes = name_axes(parts, arrangement, interior, outside)
     dimensions, examples = named_dimensions(**sizes)
@@ -99,14 +101,17 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
 
 
 def bounds(
-    operands: Sequence[Node], masks: Sequence[Node], output: Node, effects: Effects
+    operands: Sequence[Node], masks: Sequence[Node], output: Node, effects: Effects, *, shared: Collection[Node] = ()
 ) -> tuple[tuple[Node, ...], frozenset[Node]]:
-    """What a site reads, once each, and its interior. Refused when the two overlap or something else sees inside."""
+    """What a site reads, once each, and its interior. Refused when the two overlap or something else sees inside.
+
+    Who reads ``shared`` values of the interior is not looked at.
+    """
     inputs = tuple(dict.fromkeys((*operands, *masks)))
     if output in inputs:
         raise Refused("unsupported-shape", "the output is an operand", output)
     interior = between_operands(operands, inputs, output)
-    wrong = effects.mutation(inputs, interior) or effects.escape(interior, (output,))
+    wrong = effects.mutation(inputs, interior) or effects.escape(interior, (output, *shared))
     if wrong is not None:
         refused = Refused(wrong.code, wrong.text)
         refused.reason = wrong

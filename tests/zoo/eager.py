@@ -1,6 +1,8 @@
 """What eager execution does: attentions, feed-forward layers, layers of experts, recurrences and repeated layers.
 
-Everything is counted while the model runs, on real tensors and modules, and shares no code with detection:
+Everything is counted while the model runs, on real tensors and modules, and shares no code with detection. What no
+result of the model depends on (a last layer's stream that nobody reads) is counted apart, as ``unread``: a graph may
+hold it or not.
 
 - **attention**: a fused attention operator; or a softmax (or exponential of scores less the logarithm of their sum)
   whose argument comes, element by element and by data movement, from a product of two computed tensors, and whose
@@ -132,7 +134,8 @@ class Layer:
     width: int
     first: Layer | None = None
     chained: bool = False
-    counted: bool = False
+    result: int = 0
+    """Number of the sum it was counted at."""
 
 
 class Tracker(TorchDispatchMode):
@@ -288,10 +291,10 @@ class Tracker(TorchDispatchMode):
                     assert layer.first is not None
                     source = layer.first.source
                     stream = source.ancestors | (1 << source.index)
-                    if not layer.counted and any(stream >> term & 1 for term in other.summed):
-                        layer.counted = True
+                    if not layer.result and any(stream >> term & 1 for term in other.summed):
+                        layer.result = facts.index
                         self.feedforward.append(layer)
-        facts.last = frozenset(layer for layer in layers if not layer.counted)
+        facts.last = frozenset(layer for layer in layers if not layer.result)
 
 
 def _joined(one: Facts, other: Facts) -> Facts:
@@ -329,7 +332,10 @@ class Eager:
     """The counts of one eager run, and where the things counted by module are, in the order they ran."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    """How many more ran, whose results nothing that the model returns depends on."""
     blocks: list[str] = field(default_factory=list)
+    unread_blocks: list[str] = field(default_factory=list)
     recurrent: list[str] = field(default_factory=list)
     linear: list[str] = field(default_factory=list)
     experts: list[str] = field(default_factory=list)
@@ -405,9 +411,18 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
         for path, nearby in experts
         if nearby & tracker.picking and not any(block.startswith(f"{path}.") for block in found.blocks)
     ]
+    every = _repeated(lists, -1, tracker.sums)
+    found.unread_blocks = sorted((Counter(every) - Counter(found.blocks)).elements())
+    attention = sum(read >> number & 1 for number in tracker.attention)
+    feedforward = sum(read >> layer.result & 1 for layer in tracker.feedforward)
+    found.unread = Counter(
+        attention=len(tracker.attention) - attention,
+        feedforward=len(tracker.feedforward) - feedforward,
+        block=len(found.unread_blocks),
+    )
     found.counts = Counter(
-        attention=len(tracker.attention) + len(found.linear),
-        feedforward=len(tracker.feedforward),
+        attention=attention + len(found.linear),
+        feedforward=feedforward,
         moe=len(found.experts),
         scan=len(found.recurrent),
         block=len(found.blocks),

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 _CHOSEN = "The experts that are hit are asked for in Python: the graph ends between the choice and the experts."
-_DEAD = (
-    "The last layer of the text stream computes a result nobody reads. Eager runs it; in the graph it is dead code and"
-    " gone, so one feed-forward layer less is there to be found."
-)
 _CHUNKS = "Chunked windows: the scores are put together from overlapping pieces, not read from one product."
-_ESCAPE = "Scores that several attentions share are refused: no site could replace one of them alone."
 
 EXCEPTIONS: dict[str, str] = {
-    "llava": "Nothing reads the result of the last vision layer, but the graph ends after the vision tower (a check of"
-    " the number of image tokens) and returns it all the same.",
     "longt5": "Each layer is a graph of its own, and a decoder layer hands its attention weights to its caller, who"
     " drops them: in that graph they are a result. The encoder's attentions are found.",
     "timm-sequencer": "torch.compile does not trace the LSTM module each layer runs: the graph ends before it, in every"
@@ -32,12 +25,9 @@ EXCEPTIONS: dict[str, str] = {
     " normal form would add a guard for each load.",
     "mochi": "Each attention loops over the batch and asks which tokens are no padding; a break in a loop leaves"
     " the whole attention to Python, in no graph. The layers around are cut in pieces.",
-    **dict.fromkeys(("qwen-image", "cogview4"), _DEAD),
     "longformer": _CHUNKS,
     "led": f"{_CHUNKS} The decoder's are found.",
     "timm-xcit": "Class attention: the layer changes one token, which is then put back beside the others.",
-    "lilt": f"Each of two streams adds the scores of the other to its own. {_ESCAPE} The last layer's second stream is"
-    " read by nobody: no part of the normal form.",
     "big-bird-sparse": "Blocks of queries have softmaxes of their own, over keys put together from"
     " windows, random and global blocks; each is cut and meets several values: weights read in several places. The"
     " plan of blocks is drawn in Python: every layer is cut.",

@@ -55,6 +55,11 @@ class Result:
     seconds: float = 0.0
     error: float = 0.0
 
+    def expected(self, kind: str) -> int:
+        """How many eager ran: of those that no result depends on, as many as were found."""
+        count = self.eager.counts[kind]
+        return min(max(count, self.found[kind]), count + self.eager.unread[kind])
+
     @property
     def missing(self) -> dict[str, int]:
         """How many of each kind eager ran that were not found."""
@@ -65,9 +70,8 @@ class Result:
     @property
     def false(self) -> dict[str, int]:
         """How many of each kind were found that eager did not run."""
-        return {kind: max(0, self.found[kind] - self.eager.counts[kind]) for kind in KINDS[:-1]} | {
-            "block": len(self.false_blocks)
-        }
+        ran = self.eager.counts + self.eager.unread
+        return {kind: max(0, self.found[kind] - ran[kind]) for kind in KINDS[:-1]} | {"block": len(self.false_blocks)}
 
     @property
     def exact(self) -> bool:
@@ -139,7 +143,10 @@ def measure(row: Row, verify: str = "first") -> Result:
             if not (isinstance(site, FeedForward) and item.inside(site, given, experts))
         )
     blocks = [site for site in result.sites if isinstance(site, Block)]
-    result.lost_blocks, result.false_blocks = unmatched(result.eager.blocks, blocks, [item.graph for item in captured])
+    unread = result.eager.unread_blocks
+    ran, graphs = [*result.eager.blocks, *unread], [item.graph for item in captured]
+    lost, result.false_blocks = unmatched(ran, blocks, graphs)
+    result.lost_blocks = sorted((Counter(lost) - Counter(unread)).elements())
     return result
 
 

@@ -43,7 +43,7 @@ output when the model is then compiled with the passes that are on by default (`
 def _line(result: Result) -> str:
     cells = [result.row.name, result.row.library, str(result.nodes), str(result.graphs)]
     for kind in KINDS:
-        found, expected = result.found[kind], result.eager.counts[kind]
+        found, expected = result.found[kind], result.expected(kind)
         mark = " \\*" if result.missing[kind] or result.false[kind] else ""
         cells.append(f"{found} / {expected}{mark}" if found or expected else "")
     return "| " + " | ".join([*cells, f"{result.seconds:.2f}", f"{result.error:.0e}" if result.error else "0"]) + " |"
@@ -52,7 +52,7 @@ def _line(result: Result) -> str:
 def _totals(results: list[Result]) -> list[str]:
     lines = ["| kind | expected | found | missing | false | recall |", "|---|---|---|---|---|---|"]
     for kind in KINDS:
-        expected = sum(result.eager.counts[kind] for result in results)
+        expected = sum(result.expected(kind) for result in results)
         missing = sum(result.missing[kind] for result in results)
         false = sum(result.false[kind] for result in results)
         found = sum(result.found[kind] for result in results)

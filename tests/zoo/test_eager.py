@@ -126,3 +126,22 @@ def test_counts(name: str) -> None:
     counts = observe(row, module.eval(), inputs).counts
     assert {kind: number for kind, number in counts.items() if number and kind != "scan"} == wanted
     assert counts["scan"] == (name == "pooling")
+
+
+class Streams(nn.Module):
+    """Two streams with an attention and a feed-forward layer each, of which the second is read by nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(), Layer(False)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (layer(x) for layer in self.layers)
+        assert second.shape == x.shape
+        return first
+
+
+def test_what_nobody_reads_is_counted_apart() -> None:
+    found = observe(Row("streams", "", "", ""), Streams().eval(), {"x": torch.randn(2, 4, 8)})
+    for counts in (found.counts, found.unread):
+        assert {kind: counts[kind] for kind in ("attention", "feedforward")} == {"attention": 1, "feedforward": 1}

@@ -1,0 +1,47 @@
+"""Scores that several attentions read: each adds the other's to its own, or both take a softmax of the same ones.
+
+To one softmax the scores of another are a bias, computed elsewhere. A rewrite puts something in the place of the
+output and leaves what others still read, so such a site is as good as any; as long as those others are attentions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch.fx import Node
+
+from .nodes import readers
+from .reasons import Reason
+from .sites import Attention
+
+
+def settle(sites: Mapping[Attention, frozenset[Node]]) -> tuple[list[Attention], list[Reason]]:
+    """The sites (each with the scores above its softmax) whose scores only attentions read, and why others are none.
+
+    Sites whose scores nobody else reads stand; one that falls may take those it shares scores with along.
+    """
+    holders: Counter[Node] = Counter(node for site in sites for node in site.interior)
+    sharing: dict[Node, list[Attention]] = defaultdict(list)
+    escapes: dict[Attention, list[tuple[Node, Node]]] = {}
+    for site, scores in sites.items():
+        escapes[site] = [(node, user) for node in scores for user in readers(node) if user not in site.interior]
+        for _, user in escapes[site]:
+            sharing[user].append(site)
+    reasons: dict[Attention, Reason] = {}
+    pending = [site for site in sites if escapes[site]]
+    while pending:
+        site = pending.pop()
+        lost = next((escape for escape in escapes[site] if not holders[escape[1]]), None)
+        if lost is None or site in reasons:
+            continue
+        names = (lost[0].name, lost[1].name)
+        reasons[site] = Reason("weights-escape", f"{names[0]} is also read by {names[1]}", names)
+        for node in site.interior:
+            holders[node] -= 1
+            if not holders[node]:
+                pending += sharing[node]
+    standing = [site for site in sites if site not in reasons]
+    named = [replace(site, id=f"attention.{number}") for number, site in enumerate(standing)]
+    return named, list(reasons.values())

@@ -111,6 +111,8 @@ def plain_softmax(site: Attention) -> Reason | None:
         text = "a sink takes part of every softmax"
     elif site.factor is not None:
         text = "the scores are scaled by a tensor"
+    elif site.added is not None:
+        text = "the weights are mixed with others"
     else:
         return None
     return Reason("unsupported-softmax", text, tuple(node.name for node in site.outputs))

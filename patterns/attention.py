@@ -19,6 +19,7 @@ from .axes import Atom, Contraction, Layout, contraction, downward, leaves, reso
 from .effects import Effects
 from .graph import NormalGraph
 from .masks import without_not
+from .mixtures import Mixture, mixture
 from .nodes import DROPOUTS, argument, dimension, mutates, operation, readers, scalar, tensor
 from .operands import climb, descend
 from .product import Refused
@@ -161,6 +162,7 @@ def _along(anchor: Softmax, scores: Scores, path: Sequence[Node]) -> Parts:
         sinks=None if scores.sinks is None else (scores.sinks.value, scores.sinks.layout),
         finer=scores.finer,
         above=frozenset(path),
+        mixture=below.mixture,
     )
 
 
@@ -176,6 +178,7 @@ class Below:
     dropout: float = 0.0
     guarded: bool = False
     layouts: dict[Node, Layout] = field(default_factory=dict)
+    mixture: tuple[Mixture, Layout] | None = None
 
 
 def _down(anchor: Softmax, scores: Scores, columns: Atom) -> Below:
@@ -183,13 +186,14 @@ def _down(anchor: Softmax, scores: Scores, columns: Atom) -> Below:
     node, layout, sinks = anchor.weights, scores.layout, scores.sinks
     dropout, guarded = 0.0, False
     layouts: dict[Node, Layout] = {}
+    mixed: tuple[Mixture, Layout] | None = None
     while True:
         if not (operation(node) == "slice" and scores.sinks is not None and scores.sinks.first):
             layouts[node] = layout  # (a cut that starts behind the sinks has no place among even parts)
         users = readers(node)
         if anchor.divided is not None and node is anchor.weights:
             users = [user for user in users if contraction(user) is not None]
-        guard = _nan_guard(node, users)
+        guard = _nan_guard(node, users) if mixed is None else None
         if guard is not None:
             node, guarded = guard, True
             continue
@@ -197,6 +201,12 @@ def _down(anchor: Softmax, scores: Scores, columns: Atom) -> Below:
             raise _escaped(node, users)
         (user,) = users
         name = operation(user)
+        if mixed is None and sinks is None and dropout == 0.0 and anchor.divided is None:
+            mixing = mixture(node, layout, columns)
+            if mixing is not None:
+                mixed, node = (mixing, layout), mixing.steps[-1]
+                layouts |= dict.fromkeys(mixing.steps, layout)
+                continue
         if mutates(user):
             raise Refused("mutation", f"{user.target} changes the weights in place", user)
         spec = contraction(user)
@@ -206,7 +216,7 @@ def _down(anchor: Softmax, scores: Scores, columns: Atom) -> Below:
             below = with_value(spec, user, node, layout, columns)
             if anchor.divided is not None and not _divides(below.out, layout, columns, below.channels):
                 raise Refused("wrong-axis", "the sums of the weights do not lie along the queries", anchor.divided)
-            below.dropout, below.guarded, below.layouts = dropout, guarded, layouts
+            below.dropout, below.guarded, below.layouts, below.mixture = dropout, guarded, layouts, mixed
             return below
         if name in DROPOUTS and user.args[0] is node:
             probability, training = scalar(user.args[1]), user.args[2]
@@ -218,7 +228,7 @@ def _down(anchor: Softmax, scores: Scores, columns: Atom) -> Below:
                 dropout = 1.0 - (1.0 - dropout) * (1.0 - probability)
         elif sinks is not None and _drops(user, node, sinks, layout):
             sinks = None
-        elif (emptied := _emptied(user, node, scores)) is not None:
+        elif mixed is None and (emptied := _emptied(user, node, scores)) is not None:
             scores.biases, guarded = emptied, True
         elif user.args and user.args[0] is node and (moved := downward(user, layout)) is not None:
             layout = moved

@@ -14,6 +14,7 @@ from .describe import description, element_bytes, named_dimensions
 from .effects import Effects
 from .evaluate import before
 from .masks import simplify
+from .mixtures import Mixture
 from .nodes import tensor
 from .operands import Candidate, Letters, broadcasts, climb, deepest, letterings, matching
 from .product import Refused
@@ -45,13 +46,18 @@ class Parts:
     sinks: tuple[Node, Layout] | None = None
     finer: dict[Atom, tuple[Atom, ...]] = field(default_factory=dict)
     names: dict[Atom, str] = field(default_factory=dict)
+    mixture: tuple[Mixture, Layout] | None = None
     above: frozenset[Node] = frozenset()
     """From the product with the keys to the argument of the softmax: what another attention may read too."""
 
     @property
     def broadcast(self) -> list[tuple[Node, Layout]]:
-        """What else the scores meet besides biases."""
-        return [item for item in (self.factor, self.sinks) if item is not None]
+        """What else the scores or weights meet besides biases."""
+        mixed = []
+        if self.mixture is not None:
+            found, layout = self.mixture
+            mixed = [(node, layout) for node in (found.share, found.added) if node is not None]
+        return [*(item for item in (self.factor, self.sinks) if item is not None), *mixed]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +97,8 @@ def build(name: str, parts: Parts, effects: Effects) -> Attention:
         factor=parts.factor[0] if parts.factor else None,
         soft_cap=parts.soft_cap,
         sinks=parts.sinks[0] if parts.sinks else None,
+        share=parts.mixture[0].share if parts.mixture else None,
+        added=parts.mixture[0].added if parts.mixture else None,
         output_permutation=or_none(inverse(arrangement.output_order)),
         flops=flops,
         bytes=moved,

@@ -96,6 +96,7 @@ def attention(site: Attention, read: Read) -> Tensor:
     """``softmax(scale * q k^T + biases) v`` (Vaswani et al. 2017, equation 1), with key heads shared by ``groups``.
 
     Soft cap: Gemma Team, Gemma 2 (2024), section 2. Sinks: OpenAI, gpt-oss-120b and gpt-oss-20b (2025), section 2.3.
+    Mixed weights: d'Ascoli et al., ConViT (2021), gated positional self-attention.
     """
     query, key, value = (read_operand(item, read) for item in (site.query, site.key, site.value))
     if site.groups > 1:
@@ -115,6 +116,9 @@ def attention(site: Attention, read: Read) -> Tensor:
     if site.hidden_rows == "zero":
         blind = (scores == float("-inf")).all(dim=-1, keepdim=True)
         weights = weights.masked_fill(blind, 0.0)
+    if site.added is not None:
+        weights = weights * (1 if site.share is None else read(site.share)) + read(site.added)
+        weights = weights / weights.sum(-1, keepdim=True)
     output = weights @ value
     return output if site.output_permutation is None else output.permute(site.output_permutation)
 

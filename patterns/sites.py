@@ -86,7 +86,9 @@ class Attention(Site):
 
     Between the scale and the biases the scores may be multiplied by ``factor`` (a learned temperature, broadcasting
     against ``[*batch, S, T]``) and then bent by ``soft_cap * tanh(scores / soft_cap)``. ``sinks`` (broadcasting against
-    ``[*batch, S, 1]``) is one more score of every query, whose weight goes to no value.
+    ``[*batch, S, 1]``) is one more score of every query, whose weight goes to no value. Where there is ``added``, the
+    weights are mixed with others: ``share`` (None: one) times the weights plus ``added``, divided by the sum of that
+    over the keys; both broadcast against ``[*batch, S, T]``.
 
     ``query [*batch, S, D]``, ``key [*batch, T, D]``, ``value [*batch, T, E]`` after each operand's permutation, and
     ``output [*batch, S, E]`` is permuted by ``output_permutation`` to give the site's output node. ``groups`` is the
@@ -107,6 +109,8 @@ class Attention(Site):
     factor: Node | None = None
     soft_cap: float | None = None
     sinks: Node | None = None
+    share: Node | None = None
+    added: Node | None = None
 
     @property
     def causal(self) -> bool:
@@ -134,6 +138,8 @@ class Attention(Site):
             "factor": self.factor.name if self.factor else None,
             "soft_cap": self.soft_cap,
             "sinks": self.sinks.name if self.sinks else None,
+            "share": self.share.name if self.share else None,
+            "added": self.added.name if self.added else None,
         }
 
 

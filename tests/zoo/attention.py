@@ -130,5 +130,6 @@ def meaning_of(site: Attention) -> dict[str, Any]:
         "factor": site.factor is not None,
         "soft_cap": site.soft_cap and pytest.approx(site.soft_cap, rel=1e-6),
         "sinks": site.sinks is not None,
+        "mixed": (site.share is not None, site.added is not None),
         "flops": evaluated(site.flops, site.dimensions),
     }

@@ -102,6 +102,26 @@ def biased_weights(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return (scores_of(q, k).softmax(-1) + bias) @ split(v, n.E)
 
 
+def mixed_weights(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return (scores_of(q, k).softmax(-1) * 0.25 + 0.75 * bias.softmax(-1)) @ split(v, n.E)
+
+
+def mixed_over_queries(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    weights = scores_of(q, k).softmax(-1) + bias.softmax(-1)
+    return (weights / weights.sum(-2, keepdim=True)) @ split(v, n.E)
+
+
+def mixed_over_the_other_sum(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    weights = scores_of(q, k).softmax(-1) + bias.softmax(-1)
+    return (weights / bias.sum(-1, keepdim=True)) @ split(v, n.E)
+
+
+def sum_of_mixed_weights_reused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Any:
+    weights = scores_of(q, k).softmax(-1) + bias.softmax(-1)
+    total = weights.sum(-1, keepdim=True)
+    return (weights / total) @ split(v, n.E), total
+
+
 def weights_of_weights(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k = split(q, n.D), split(k, n.D)[:, :, : n.S]
     weights = (q @ k.mT).softmax(-1)
@@ -282,6 +302,10 @@ LOOKALIKES: list[tuple[Spelling, Any, str]] = [
     (sum_of_exponentials_reused, tokens, "weights-escape"),
     (weighted_weights, gated, "unsupported-op"),
     (biased_weights, gated, "unsupported-op"),
+    (mixed_weights, gated, "unsupported-op"),
+    (mixed_over_queries, gated, "unsupported-op"),
+    (mixed_over_the_other_sum, gated, "unsupported-op"),
+    (sum_of_mixed_weights_reused, gated, "unsupported-op"),
     (weights_of_weights, tokens, "unsupported-op"),
     (masked_after_the_softmax, padded, "unsupported-op"),
     (heads_mixed_behind, mixed, "wrong-axis"),

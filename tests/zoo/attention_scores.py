@@ -1,4 +1,4 @@
-"""Attention whose scores are bent on the way to the softmax: soft caps, sinks and temperatures that are tensors."""
+"""Attention whose scores or weights are bent: soft caps, sinks, temperatures that are tensors, mixed weights."""
 
 from __future__ import annotations
 
@@ -96,9 +96,37 @@ def temperature_expanded(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -
     return (torch.matmul(q, k.transpose(2, 3)) * temperature.expand(n.B, n.H, n.S, n.T)).softmax(-1) @ v
 
 
+# --- mixed weights -------------------------------------------------------------------------------------------------
+
+
+def gated() -> tuple[Tensor, ...]:
+    return (*tokens(), made(n.H, seed=8), made(n.H, n.S, n.T, seed=9))
+
+
+def mixed(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, places: Tensor) -> Tensor:
+    share = gate.view(1, -1, 1, 1).sigmoid()
+    weights = (1.0 - share) * scores_of(q, k).softmax(-1) + share * places.softmax(-1)
+    weights = weights / weights.sum(dim=-1).unsqueeze(-1)
+    return weights @ split(v, n.E)
+
+
+def mixed_with_the_sum_kept(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, places: Tensor) -> Tensor:
+    share = gate.view(-1, 1, 1).sigmoid()
+    weights = share * places.softmax(-1)[None] + scores_of(q, k).softmax(-1) * (1 - share)
+    return torch.einsum("bhst,bhte->bhse", weights / weights.sum(3, keepdim=True), split(v, n.E))
+
+
+def mixed_by_hand(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, places: Tensor) -> Tensor:
+    raised = scores_of(q, k).exp()
+    share = gate.sigmoid()[:, None, None].expand(n.H, n.S, n.T)
+    weights = (raised / raised.sum(-1, keepdim=True)) * (1 - share) + share * places.softmax(-1)
+    return (weights / torch.unsqueeze(weights.sum([-1]), 3)) @ split(v, n.E)
+
+
 FAMILIES = [
     Family("capped", (capped, capped_before_the_product, capped_in_float, capped_upside_down), tokens),
     Family("capped and causal", (capped_and_causal, capped_and_added), tokens),
     Family("sinks", (sinks_behind, sinks_behind_stable, sinks_in_front, sinks_by_hand), sunk),
+    Family("mixed", (mixed, mixed_with_the_sum_kept, mixed_by_hand), gated),
     Family("temperature", (temperature_behind, temperature_in_front, temperature_expanded), heated),
 ]

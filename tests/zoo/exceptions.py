@@ -32,7 +32,6 @@ EXCEPTIONS: dict[str, str] = {
     " windows, random and global blocks; each is cut and meets several values: weights read in several places. The"
     " plan of blocks is drawn in Python: every layer is cut.",
     "deberta": "Scripted helper functions break the graph between scores and softmax: every layer is cut.",
-    "timm-convit": "The weights are a learned mixture of two softmaxes, one of them over positions alone.",
     "nllb-moe": f"{_CHOSEN} Layers that hold them are in no single graph.",
     "flux2": "One linear layer computes queries, keys, values and hidden features at once.",
     **dict.fromkeys(

@@ -28,7 +28,7 @@ class Part:
     """Nodes that run together: as one graph, or, when it holds ``parts``, as these one after another.
 
     ``inputs`` and ``outputs`` are nodes of the graph that was cut. ``region`` is what the part was made for, if the
-    host decides whether it runs.
+    host decides whether it runs. ``rest`` is a part that was not asked for: what lies between others.
     """
 
     nodes: list[Node]
@@ -36,6 +36,7 @@ class Part:
     outputs: list[Node] = field(default_factory=list)
     region: CachedRegion | None = None
     parts: list[Part] = field(default_factory=list)
+    rest: bool = False
 
     def leaves(self) -> Iterable[Part]:
         """The parts that are compiled, in order."""
@@ -86,7 +87,7 @@ class _Child:
 
 
 def cut(graph: NormalGraph, regions: Sequence[CachedRegion], cuts: Sequence[Cut] = ()) -> Cutting:
-    """Cut ``graph`` at its cached regions and at ``cuts``, which give way to regions they overlap in part.
+    """Cut ``graph`` at its cached regions and at ``cuts``, which give way to regions they overlap in part or hold.
 
     Every other node goes into the earliest part that may hold it. Constants are copied into each part that reads them
     and belong to none. In-place writes, what reads the written memory, and random numbers keep their order.
@@ -109,13 +110,25 @@ def cut(graph: NormalGraph, regions: Sequence[CachedRegion], cuts: Sequence[Cut]
         children, misfits = _nested(wanted)
         if not misfits:
             try:
-                kept = [item for item, _ in wanted if isinstance(item, Cut)]
+                leaves = _leaves(children)
+                kept = [item for item, nodes in wanted if isinstance(item, Cut) and nodes in leaves]
                 return Cutting(_parts(facts, everything, children), refused, kept)
             except _Misfit as misfit:
                 misfits = [(misfit.wanted, misfit.text)]
         refused += misfits
         gone = {id(item) for item, _ in misfits}
         wanted = [row for row in wanted if id(row[0]) not in gone]
+
+
+def _leaves(children: Sequence[_Child]) -> set[frozenset[Node]]:
+    """The nodes of each wanted part that holds no other."""
+    pending, found = list(children), set()
+    while pending:
+        child = pending.pop()
+        pending += child.children
+        if not child.children:
+            found.add(child.nodes)
+    return found
 
 
 @dataclass(eq=False)
@@ -209,18 +222,29 @@ def _parts(facts: _Facts, nodes: Sequence[Node], children: Sequence[_Child]) -> 
     grouped: dict[int, list[Node]] = {}
     for node in nodes:
         grouped.setdefault(place[node], []).append(node)
-    parts = []
+    parts: list[Part] = []
     for index in sorted(grouped):
-        part = Part(grouped[index])
+        part = Part(grouped[index], rest=index % 2 == 0)
         if index % 2:
             child = ordered[index // 2]
             part.region = child.wanted if isinstance(child.wanted, CachedRegion) else None
-            if child.children:
-                part.parts = _parts(facts, part.nodes, child.children)
-        _borders(facts, part)
-        if part.outputs or any(map(mutates, part.nodes)):
-            parts.append(part)
+            part.parts = _parts(facts, part.nodes, child.children) if child.children else []
+            if part.region is None and part.parts:
+                # Regions inside it make the borders: the end of one block and the beginning of the next run as one.
+                for inner in part.parts:
+                    _append(facts, parts, inner)
+                continue
+        _append(facts, parts, part)
     return parts
+
+
+def _append(facts: _Facts, parts: list[Part], part: Part) -> None:
+    """Add a part with its borders, to the last one where both are rest."""
+    if parts and parts[-1].rest and part.rest:
+        part = Part([*parts.pop().nodes, *part.nodes], rest=True)
+    _borders(facts, part)
+    if part.outputs or any(map(mutates, part.nodes)):
+        parts.append(part)
 
 
 def _ordered(

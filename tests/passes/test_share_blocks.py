@@ -103,6 +103,16 @@ def shared(compiled: Any) -> list[str]:
 
 
 @torch.no_grad()
+def test_between_cached_layers_one_piece_runs_whatever_block_it_ends_or_begins(eager: Compiled) -> None:
+    model, x = Stack(4).eval().requires_grad_(False), torch.randn(2, 5, 8)
+    compiled = fast(model, laconic.cache("taylor", level="layers", interval=1))
+    torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-6)
+    # Eight layers and what lies before, between and behind them; equal ones are compiled once all the same.
+    assert eager.runs == 17 and len(eager.pieces) < 8
+    assert shared(compiled) == []
+
+
+@torch.no_grad()
 def test_a_block_is_compiled_once_and_runs_for_every_layer(eager: Compiled) -> None:
     model, x = Stack(6).eval(), torch.randn(2, 5, 8)
     mask = torch.randn(5, 5)
@@ -210,7 +220,8 @@ def test_branches_of_blocks_are_regions_of_their_own(kind: Any) -> None:
     assert len(regions) == len(stack) == 3
     cuts = [Cut(nodes=block.interior, policy=ShareBlocks(), site=block) for block in stack]
     cutting = cut(graph, regions, cuts)  # type: ignore[arg-type]
-    assert not cutting.refused and len(cutting.regions()) == len(cutting.cuts) == 3
+    # Before, between and behind them one part each, whatever block it ends or begins.
+    assert not cutting.refused and len(cutting.regions()) == 3 and len(cutting.parts) == 7 and not cutting.cuts
     for region in cutting.regions():
         # Before the gate: what leaves is the projection itself, what comes in is the stream.
         assert region.exits[0].target is torch.ops.aten.linear.default

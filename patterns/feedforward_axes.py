@@ -6,15 +6,17 @@ from torch.fx import Node
 
 from .axes import Atom, Layout, downward, leaves, resolved, same
 from .describe import ordered, shape_of
-from .halves import half_of
+from .halves import half_of, run_of
 from .hidden import Candidate, Layer
 from .linear import row_names
 from .nodes import operation, tensor
 from .sites import Convolution, Linear
 
-FEATURES = frozenset({"K", "H", "G", "J", "C", *(f"C{index}" for index in range(16))})
-"""What is not a row: ``K`` features outside, ``H`` hidden, ``G`` two halves, ``C`` of what is joined, ``J`` of all
-that is joined together."""
+FEATURES = frozenset({"K", "H", "F", "G", "J", "C", *(f"C{index}" for index in range(16))})
+"""What is not a row: ``K`` features outside, ``H`` hidden, ``F`` all of a first layer that computes others beside,
+``G`` two halves, ``C`` of what is joined, ``J`` of all that is joined together."""
+
+_CUTS = frozenset({"slice", "narrow", "split", "split_with_sizes", "chunk", "unsafe_chunk", "tensor_split", ""})
 
 
 def name_axes(
@@ -34,16 +36,19 @@ def name_axes(
     for part, atom in zip(joined, beside, strict=True):
         layouts[part] = _with(layouts[x], feature, (atom,)) if len(shape_of(part)) == len(atoms) else ()
     halves = {leaf.layer.id: leaf.half is not None for leaf in candidate.hidden.leaves}
+    cut = candidate.up.run is not None
+    whole = candidate.up.layer.output
+    every = Atom(shape_of(whole)[feature], rigid=True)
     both = (hidden, pair) if any(leaf.interleaved for leaf in candidate.hidden.leaves) else (pair, hidden)
     read = Atom(shape_of(candidate.down.input)[feature], rigid=True) if beside else hidden
+    made = {layer.id: (every,) if cut else both if halves[layer.id] else (hidden,) for layer in candidate.firsts}
     for layer in candidate.firsts:
-        _weights(layer, both if halves[layer.id] else (hidden,), (wide,), layouts)
+        _weights(layer, made[layer.id], (wide,), layouts)
     _weights(candidate.down, (wide,), (read,), layouts)
     stored = {node for layer in (*candidate.firsts, candidate.down) for node in (layer.weight, layer.bias)}
-    firsts = {node: halves[layer.id] for layer in candidate.firsts for node in layer.interior}
+    firsts = {node: made[layer.id] for layer in candidate.firsts for node in layer.interior}
     lasts = candidate.down.interior
     partial = candidate.hidden.channels is not None
-    whole = candidate.up.layer.output
     for node in ordered(interior):
         if partial and whole in layouts and node not in lasts:
             # Pieces of the channels have no name of their own, what has all of them is laid out like the layer.
@@ -55,9 +60,12 @@ def name_axes(
             continue
         layout = layouts[source]
         if node in firsts:
-            layouts[node] = _with(layout, feature, both if firsts[node] else (hidden,))
+            layouts[node] = _with(layout, feature, firsts[node])
         elif node in lasts:
             layouts[node] = _with(layout, feature, (wide,))
+        elif cut and run_of(node, feature) is not None:
+            width = shape_of(node)[feature]
+            layouts[node] = _with(layout, feature, (hidden,) if width == hidden.hint else both)
         elif (half := half_of(node, feature)) is not None:
             layouts[node] = _with(layouts.get(half.whole, layout), feature, (hidden,))
         elif isinstance(node.meta.get("val"), list | tuple):
@@ -74,10 +82,14 @@ def name_axes(
     label |= {atom: f"C{index}" if len(beside) > 1 else "C" for index, atom in enumerate(beside)}
     if beside:
         label[read] = "J"
+    if cut:
+        label[every] = "F"
     named = {
         node: tuple(tuple(label[atom] for atom in part) for part in resolved(layout))
         for node, layout in layouts.items()
         if layout and all(atom in label for part in resolved(layout) for atom in part)
+        # Cuts in features that keep their size are made where they are written.
+        if not (cut and operation(node) in _CUTS and node in interior)
     }
     sizes = {name: atom.hint for atom, name in label.items()}
     if not any(halves.values()):

@@ -1,4 +1,4 @@
-"""One of two halves of the features: cut in the middle, every other one, or along an axis of two, however written."""
+"""Features cut out of a layer: one of two halves (in the middle, every other one, an axis of two), or any run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,41 @@ class Half:
     whole: Node
     half: int
     interleaved: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The features ``[start, stop)`` of ``whole``."""
+
+    whole: Node
+    start: int
+    stop: int
+
+
+def run_of(node: Node, axis: int) -> Run | None:
+    """What ``node`` is a run of features of, and which; None for anything else, and where a size is symbolic."""
+    made = tensor(node)
+    if made is None or not made.dim() or not isinstance(made.shape[axis], int):
+        return None
+    name = operation(node)
+    if node.target is operator.getitem:
+        source, index = node.args
+        parts = source.meta.get("val") if isinstance(source, Node) else None
+        if not isinstance(source, Node) or operation(source) not in _PARTS or not isinstance(parts, list | tuple):
+            return None
+        start = sum(part.shape[axis] for part in parts[: index % len(parts)])  # type: ignore[operator]
+        cut = is_axis(source, argument(source, "dim"), axis)
+        whole: object = source.args[0]
+    elif name in ("slice", "narrow"):
+        whole, start = node.args[0], argument(node, "start") or 0
+        cut = is_axis(node, argument(node, "dim"), axis) and (name == "narrow" or argument(node, "step") == 1)
+    else:
+        return None
+    before = tensor(whole)
+    if not cut or before is None or not isinstance(start, int) or not isinstance(before.shape[axis], int):
+        return None
+    start = max(0, start + before.shape[axis]) if start < 0 else start
+    return Run(whole, start, start + made.shape[axis])  # type: ignore[arg-type]
 
 
 def half_of(node: Node, axis: int) -> Half | None:

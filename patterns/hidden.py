@@ -12,12 +12,13 @@ from .axes import same
 from .channels import partly, region_of
 from .convolution import pointwise
 from .effects import Effects
-from .halves import half_of, is_axis
+from .halves import half_of, is_axis, run_of
 from .nodes import CASTS, COPIES, RESHAPES, argument, operation, scalar, tensor
 from .reasons import Reason
 from .sites import Convolution, Linear, Sites
 
 Layer = Linear | Convolution
+Key = tuple[str, int | None, bool, tuple[int, int] | None, Node | None]
 
 # The longest spelling of a gated tanh-GELU has eleven operations; twice that leaves room for casts and views.
 _LONGEST = 32
@@ -58,6 +59,19 @@ class Layers:
         stored = node.op == "placeholder" and node in self.fixed and made is not None
         return stored and made.is_floating_point() and made.numel() == 1  # type: ignore[union-attr]
 
+    def shifted(self, node: Node) -> tuple[Node, Node] | None:
+        """A value and the stored ``[features]`` that ``node`` adds to it."""
+        made, terms = tensor(node), node.args[:2]
+        if operation(node) != "add" or node.kwargs.get("alpha", 1) != 1 or made is None or not made.dim():
+            return None
+        for value, bias in (terms, terms[::-1]):
+            stored, before = tensor(bias), tensor(value)
+            if stored is None or before is None or not before.dim() or bias not in self.fixed or stored.dim() != 1:
+                continue
+            if same(stored.shape[0], made.shape[-1]) and same(before.shape[-1], made.shape[-1]):
+                return value, bias  # type: ignore[return-value]
+        return None
+
     @staticmethod
     def feature_axis(site: Layer) -> int:
         """Counted from the front for a convolution, from the end for a linear layer."""
@@ -66,17 +80,22 @@ class Layers:
 
 @dataclass(frozen=True, eq=False)
 class Leaf:
-    """A hidden value as a first layer computes it: all its features, or one of two halves."""
+    """A hidden value as a first layer computes it: all its features, a run of them, or one of two halves of that.
+
+    ``bias`` is added to what was cut out.
+    """
 
     layer: Layer
     node: Node
     half: int | None = None
     interleaved: bool = False
+    run: tuple[int, int] | None = None
+    bias: Node | None = None
 
     @property
-    def key(self) -> tuple[str, int | None, bool]:
+    def key(self) -> Key:
         """Equal for equal values read at different nodes."""
-        return self.layer.id, self.half, self.interleaved
+        return self.layer.id, self.half, self.interleaved, self.run, self.bias
 
 
 @dataclass(eq=False)
@@ -152,6 +171,10 @@ def _joined(node: Node, axis: int, layers: Layers, dropped: float) -> Hidden | N
     if len(found) != 1:
         return None
     index, hidden = found[0]
+    own = {leaf.layer for leaf in hidden.leaves}
+    beside = (_leaf(part, axis, layers) for position, part in enumerate(parts) if position != index)
+    if any(leaf is not None and leaf.layer in own for leaf in beside):
+        return None  # hidden values that pass unchanged: the layer's own
     hidden.joined = tuple(None if position == index else part for position, part in enumerate(parts))
     return hidden
 
@@ -161,7 +184,7 @@ def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidde
         return None
     region: list[Node] = []
     leaves: dict[Node, Leaf] = {}
-    distinct: dict[tuple[str, int | None, bool], Node] = {}
+    distinct: dict[Key, Node] = {}
     own: set[Node] = set()
     pending, seen = [start], {start}
     while pending:
@@ -287,18 +310,30 @@ def wrapper(node: Node, axis: int) -> Node | None:
 
 
 def _leaf(node: Node, axis: int, layers: Layers) -> Leaf | None:
-    """``node`` as the output of a layer, or half of it, casts and views in between."""
+    """``node`` as the output of a layer, or a part of it, casts and views in between."""
     place, half, interleaved = node, None, False
+    run: tuple[int, int] | None = None
+    bias: Node | None = None
     for _ in range(8):
         layer = layers.by_output.get(place)
         if layer is not None:
-            return Leaf(layer, node, half, interleaved) if Layers.feature_axis(layer) == axis else None
+            if bias is not None and run is None and half is None:
+                return None  # of all features: a bias of the layer itself
+            return Leaf(layer, node, half, interleaved, run, bias) if Layers.feature_axis(layer) == axis else None
         source = wrapper(place, axis)
         if source is not None and operation(place) != "dropout":
             place = source
             continue
-        cut = half_of(place, axis) if half is None else None
-        if cut is None:
+        cut = half_of(place, axis) if half is None and run is None else None
+        part = run_of(place, axis) if cut is None else None
+        if cut is not None:
+            place, half, interleaved = cut.whole, cut.half, cut.interleaved
+        elif part is not None:
+            first = run[0] if run is not None else 0
+            last = run[1] if run is not None else part.stop - part.start
+            place, run = part.whole, (part.start + first, part.start + last)
+        elif axis == -1 and half is None and run is None and bias is None and (shifted := layers.shifted(place)):
+            place, bias = shifted
+        else:
             return None
-        place, half, interleaved = cut.whole, cut.half, cut.interleaved
     return None

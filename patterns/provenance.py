@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 from torch.fx import Node
 
+from .axes import same
 from .effects import Effects
 from .evaluate import before
 from .graph import NormalGraph
@@ -33,9 +35,22 @@ class Provenance:
                 bits, fresh = fresh, fresh << 1
             self._bits[node] = bits
 
+    def _comes_in(self, node: Node, branch: Node) -> bool:
+        """Whether ``node`` is an input of the graph, viewed as or not, in the shape of what is added to it."""
+        stream, added = tensor(node), tensor(branch)
+        while operation(node) in MOVEMENTS and isinstance(node.args[0], Node):
+            node = node.args[0]
+        if node.op != "placeholder" or not self._bits[node] or stream is None or added is None:
+            return False
+        return len(stream.shape) == len(added.shape) and all(map(same, stream.shape, added.shape))
+
     def joins_its_stream(self, site: FeedForward) -> bool:
-        """True when the output is added to a value that comes from the same inputs, or is a result of the graph."""
-        mine = self._bits[site.input]
+        """True when the output is added to a value that comes from the same inputs, or is a result of the graph.
+
+        In a piece of a model that a graph break cut out, the stream itself comes in from outside: an input of the
+        same shape.
+        """
+        mine, whole = self._bits[site.input], _cut_from(site.input)
         pending, seen = [site.output], {site.output}
         while pending and len(seen) < _LONGEST:
             node = pending.pop()
@@ -45,12 +60,34 @@ class Provenance:
                 name = operation(user)
                 if name in ("add", "add_", "sub"):
                     others = [read for read in user.all_input_nodes if read is not node and tensor(read) is not None]
-                    if any(self._bits[other] & mine for other in others):
+                    if any(self._bits[other] & mine or self._comes_in(other, node) for other in others):
                         return True
-                elif (name in _PASSED or (name == "slice" and _keeps_features(node, user))) and user not in seen:
+                passed = name in _PASSED or (name == "slice" and _keeps_features(node, user))
+                if (passed or (whole is not None and _put_back(user, whole))) and user not in seen:
                     seen.add(user)
                     pending.append(user)
         return False
+
+
+def _cut_from(node: Node) -> Node | None:
+    """The value that ``node`` is some tokens of, whole, perhaps normalised since."""
+    for _ in range(_LONGEST):
+        source: Any = node.args[0] if node.args and node.op == "call_function" else None
+        if operation(node) in ("slice", "narrow") and _keeps_features(node, source):
+            return source  # type: ignore[no-any-return]
+        if operation(node) not in _PASSED or not isinstance(source, Node):
+            return None
+        node = source
+    return None
+
+
+def _put_back(node: Node, whole: Node) -> bool:
+    """Whether ``node`` joins tokens with others of ``whole``: a class token is put back beside those it attends to."""
+    if operation(node) != "cat":
+        return False
+    parts: Any = node.args[0]
+    others = [part for part in parts if _cut_from(part) is whole]
+    return bool(others) and _keeps_features(node, others[0])
 
 
 def _keeps_features(node: Node, part: Node) -> bool:

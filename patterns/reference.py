@@ -197,8 +197,9 @@ def convolution(site: Convolution, read: Read) -> Tensor:
 
 
 def _small_feedforward(site: FeedForward) -> dict[str, int]:
-    # A run of channels is written in numbers, so they keep their size.
-    sizes = _smaller(site, K=5, C=3, H=7 if site.channels is None else site.dimensions["H"])
+    # A run of channels or features is written in numbers, so they keep their size.
+    own = {name: size for name, size in site.dimensions.items() if name in "HF"}
+    sizes = _smaller(site, K=5, C=3, **(own if site.channels or site.run else {"H": 7}))
     if "J" in sizes:
         sizes["J"] = sum(size for name, size in sizes.items() if name[0] in "HC")
     return sizes
@@ -208,12 +209,15 @@ def _small_feedforward(site: FeedForward) -> dict[str, int]:
 def feedforward(site: FeedForward, read: Read) -> Tensor:
     """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate; parts joined before ``down``.
 
-    With ``channels`` only those pass through the activation.
+    With ``channels`` only those pass through the activation; with ``run`` only those features of the first layer count.
     """
     feature = 1 if isinstance(site.down, Convolution) else -1
 
     def project(layer: Linear | Convolution, x: Tensor, half: int | None) -> Tensor:
         made = MEANINGS[type(layer)].compute(layer, {**known, layer.input: x}.__getitem__)
+        if site.run is not None and layer is not site.down:
+            made = made.narrow(feature, site.run[0], site.run[1] - site.run[0])
+            made = made if site.run_bias is None else made + read(site.run_bias)
         if half is None:
             return made
         return made.unflatten(feature, (-1, 2)).select(-1, half) if site.interleaved else made.chunk(2, feature)[half]

@@ -270,7 +270,9 @@ class FeedForward(Site):
     its parts in order, None for this layer's own. ``dropout`` is the probability of dropping a hidden value in
     training. ``channels = (start, stop)`` are the hidden channels the activation is applied to where it is not all of
     them; the others pass unchanged (without a gate only). ``parameters`` are the stored numbers of an activation that
-    has its own (``PARAMETRIC``).
+    has its own (``PARAMETRIC``). ``run = (start, stop)`` are the features of the first layer that are this site's
+    where it computes others beside (queries, keys and values of an attention in parallel, Dehghani et al. 2023,
+    "ViT-22B"); gate and up are then halves of that run, and ``run_bias [H]``, if there, is added to it.
     """
 
     kind: ClassVar[str] = "feedforward"
@@ -286,6 +288,8 @@ class FeedForward(Site):
     dropout: float = 0.0
     channels: tuple[int, int] | None = None
     parameters: tuple[Node, ...] = ()
+    run: tuple[int, int] | None = None
+    run_bias: Node | None = None
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -297,6 +301,7 @@ class FeedForward(Site):
             "halves": [self.up_half, self.gate_half],
             "interleaved": self.interleaved,
             "joined": [part.name if part else None for part in self.joined],
+            "run": self.run,
             "dropout": self.dropout,
             "channels": self.channels,
             "parameters": [node.name for node in self.parameters],

@@ -135,6 +135,49 @@ def test_beside_an_attention() -> None:
     assert only_site(zoo.parallel_sum, zoo.tokens(), other).joined == ()
 
 
+@pytest.mark.parametrize(("spelling", "fields"), zoo.BESIDE, ids=name)
+def test_features_of_one_layer_beside_those_of_an_attention(spelling: Spelling, fields: dict[str, Any]) -> None:
+    site = only_site(spelling, zoo.tokens())
+    assert {"run": site.run, "halves": (site.up_half, site.gate_half)} == fields
+    assert site.dimensions["H"] == H and (site.run_bias is not None) == (spelling is zoo.biased_beside)
+    graph, _ = found_in(spelling, zoo.tokens())
+    (site,) = detect(graph).of(FeedForward)
+    assert site.run is not None
+    for change in (
+        {"run": (site.run[0] - 1 if site.run[0] else 1, site.run[1] - (1 if site.run[0] else -1))},
+        {"run": None},
+    ):
+        reason = proof.prove(dataclasses.replace(site, **change), graph, verify="always")
+        assert reason is not None and reason.code == "not-proven"
+
+
+def test_a_token_put_back_beside_the_others() -> None:
+    def put_back(p: zoo.P, x: Tensor) -> Tensor:
+        layer = F.linear(F.gelu(F.linear(x[:, :1], p["up"])), p["down"])
+        return x + torch.cat([layer * p["scale"], x[:, 1:]], 1)
+
+    def beside_others(p: zoo.P, x: Tensor, other: Tensor) -> Tensor:
+        layer = F.linear(F.gelu(F.linear(x[:, :1], p["up"])), p["down"])
+        return (x * torch.cat([layer, other[:, 1:]], 1)).sum()
+
+    assert only_site(put_back, zoo.tokens()).dimensions["H"] == H
+    _, sites = found_in(beside_others, zoo.tokens(), zoo.tokens())
+    assert not sites.of(FeedForward)
+
+
+def test_a_stream_that_comes_from_another_graph() -> None:
+    def resumed(p: zoo.P, x: Tensor, stream: Tensor) -> Tensor:
+        return (stream + F.linear(F.gelu(F.linear(x, p["up"])), p["down"])).square()
+
+    def conditioned(p: zoo.P, x: Tensor, stream: Tensor) -> Tensor:
+        return (stream + F.linear(F.gelu(F.linear(x[:, :1], p["up"])), p["down"])).square()
+
+    other = torch.randn(B, S, K)
+    assert only_site(resumed, zoo.tokens(), other).dimensions["H"] == H
+    _, sites = found_in(conditioned, zoo.tokens(), other)
+    assert not sites.of(FeedForward), "one value for all tokens is a condition"
+
+
 def test_one_row_one_batch_no_batch() -> None:
     for x in (torch.randn(1, 1, K), torch.randn(1, S, K), torch.randn(S, K), torch.randn(K)):
         assert only_site(zoo.gated, x).dimensions["H"] == H

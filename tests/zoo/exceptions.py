@@ -11,8 +11,7 @@ EXCEPTIONS: dict[str, str] = {
     "timm-sequencer": "torch.compile does not trace the LSTM module each layer runs: the graph ends before it, in every"
     " layer.",
     "switch": f"{_CHOSEN} Layers that hold them are in no single graph.",
-    "hidream": f"{_CHOSEN} Layers that hold them are in no single graph; a shared expert is added to the sum of the"
-    " others, which comes from another graph, so nothing says that both belong to one stream.",
+    "hidream": f"{_CHOSEN} Layers that hold them are in no single graph.",
     "canine": "The two encoders of characters have one layer each: nothing repeats.",
     "squeezebert": "Layers are 1x1 convolutions whose output and post-attention parts are modules that add and"
     " normalise: detection takes these for the layers, eager counts the layers around them as none.",
@@ -27,13 +26,11 @@ EXCEPTIONS: dict[str, str] = {
     " the whole attention to Python, in no graph. The layers around are cut in pieces.",
     "longformer": _CHUNKS,
     "led": f"{_CHUNKS} The decoder's are found.",
-    "timm-xcit": "Class attention: the layer changes one token, which is then put back beside the others.",
     "big-bird-sparse": "Blocks of queries have softmaxes of their own, over keys put together from"
     " windows, random and global blocks; each is cut and meets several values: weights read in several places. The"
     " plan of blocks is drawn in Python: every layer is cut.",
     "deberta": "Scripted helper functions break the graph between scores and softmax: every layer is cut.",
     "nllb-moe": f"{_CHOSEN} Layers that hold them are in no single graph.",
-    "flux2": "One linear layer computes queries, keys, values and hidden features at once.",
     **dict.fromkeys(
         ("timm-shvit", "timm-efficientvit-m0"),
         "Wrappers that add what they hold to the stream stand inside blocks and between the stages: detection reports"

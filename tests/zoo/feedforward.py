@@ -50,6 +50,9 @@ def weights() -> P:
         "three": torch.tensor(0.3),
         "four": torch.tensor([-1e-6]),
         "each": make(H, seed=24),
+        "packed": make(3 * K + H, K, seed=25),
+        "packed_gated": make(3 * K + 2 * H, K, seed=26),
+        "narrow": make(K, K + H, seed=27),
     }
 
 
@@ -486,6 +489,50 @@ def parallel_sum(p: P, x: Tensor, other: Tensor) -> Tensor:
     return x + other + F.linear(F.gelu(F.linear(x, p["up"])), p["down"])
 
 
+def _mixed(value: Tensor) -> Tensor:
+    """Something an attention might make of its part of the features."""
+    return value.mean(1, keepdim=True).expand_as(value)
+
+
+def one_layer_for_both(p: P, x: Tensor) -> Tensor:
+    qkv, hidden = F.linear(x, p["packed"]).split([3 * K, H], -1)
+    mixed = _mixed(qkv[..., :K] * qkv[..., K : 2 * K] + qkv.chunk(3, -1)[2])
+    return F.linear(torch.cat([mixed, F.gelu(hidden)], -1), p["narrow"])
+
+
+def one_layer_for_both_cut(p: P, x: Tensor) -> Tensor:
+    packed = F.linear(x, p["packed"])
+    hidden = packed[..., 3 * K :]
+    mixed = _mixed(packed[..., :K] * packed[..., K : 2 * K] + packed.narrow(-1, 2 * K, K))
+    return F.linear(torch.cat([mixed, F.gelu(hidden)], -1), p["narrow"])
+
+
+def gated_beside(p: P, x: Tensor) -> Tensor:
+    qkv, hidden = F.linear(x, p["packed_gated"]).split([3 * K, 2 * H], -1)
+    gate, up = hidden.chunk(2, -1)
+    return F.linear(torch.cat([_mixed(qkv[..., :K]), F.silu(gate) * up], -1), p["narrow"])
+
+
+def gated_beside_in_one_cut(p: P, x: Tensor) -> Tensor:
+    q, _, _, gate, up = F.linear(x, p["packed_gated"]).split([K, K, K, H, H], -1)
+    return F.linear(torch.cat([_mixed(q), F.silu(gate) * up], -1), p["narrow"])
+
+
+def biased_beside(p: P, x: Tensor) -> Tensor:
+    hidden, q, _, _ = F.linear(x, p["packed"]).split([H, K, K, K], -1)
+    return _mixed(q) + F.linear(F.gelu(hidden + p["up_bias"]), p["down"])
+
+
+BESIDE: list[tuple[Spelling, dict[str, Any]]] = [
+    (one_layer_for_both, {"run": (3 * K, 3 * K + H), "halves": (None, None)}),
+    (one_layer_for_both_cut, {"run": (3 * K, 3 * K + H), "halves": (None, None)}),
+    (gated_beside, {"run": (3 * K, 3 * K + 2 * H), "halves": (1, 0)}),
+    (gated_beside_in_one_cut, {"run": (3 * K, 3 * K + 2 * H), "halves": (1, 0)}),
+    (biased_beside, {"run": (0, H), "halves": (None, None)}),
+]
+"""One layer computes the hidden features and what an attention beside it reads."""
+
+
 # --- look-alikes ---------------------------------------------------------------------------------------------------
 
 
@@ -497,6 +544,21 @@ def hidden_returned(p: P, x: Tensor) -> Any:
 def up_read_elsewhere(p: P, x: Tensor) -> Any:
     up = F.linear(x, p["up"])
     return F.linear(F.gelu(up), p["down"]), up.sum()
+
+
+def run_read_elsewhere(p: P, x: Tensor) -> Tensor:
+    packed = F.linear(x, p["packed"])
+    return F.linear(F.gelu(packed[..., 3 * K :]), p["down"]) + packed[..., -K:]
+
+
+def run_of_two_layers(p: P, x: Tensor) -> Tensor:
+    gate, up = F.linear(x, p["packed"])[..., :H], F.linear(x, p["packed_gated"])[..., :H]
+    return F.linear(F.silu(gate) * up, p["down"])
+
+
+def runs_apart(p: P, x: Tensor) -> Tensor:
+    packed = F.linear(x, p["packed_gated"])
+    return F.linear(F.silu(packed[..., :H]) * packed[..., -H:], p["down"])
 
 
 def gate_read_elsewhere(p: P, x: Tensor) -> Any:
@@ -614,6 +676,9 @@ LOOKALIKES: list[tuple[Spelling, str | None]] = [
     (hidden_returned, "weights-escape"),
     (up_read_elsewhere, "weights-escape"),
     (gate_read_elsewhere, "weights-escape"),
+    (run_read_elsewhere, "weights-escape"),
+    (run_of_two_layers, "unsupported-op"),
+    (runs_apart, "unsupported-op"),
     (norm_between, "unsupported-op"),
     (rms_norm_between, "unsupported-op"),
     (softmax_between, "unsupported-op"),

@@ -22,6 +22,7 @@ def _hub(name: str, model: str, sizes: dict[str, Any] | None = None, inputs: Any
 ROWS = (
     _timm("timm-vit", "vit_small_patch16_224", _VIT, fast=True),
     _timm("timm-vit-parallel", "vit_small_patch16_36x1_224", _VIT),
+    _timm("timm-vit-22b", "vit_base_patch16_xp_224", _VIT),
     _timm("timm-deit3", "deit3_small_patch16_224", _VIT),
     _timm("timm-eva02", "eva02_tiny_patch14_224", _VIT),
     _timm("timm-cait", "cait_xxs24_224", {**_VIT, "depth_token_only": 2}),

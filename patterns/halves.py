@@ -40,9 +40,11 @@ def run_of(node: Node, axis: int) -> Run | None:
     if node.target is operator.getitem:
         source, index = node.args
         parts = source.meta.get("val") if isinstance(source, Node) else None
-        if not isinstance(source, Node) or operation(source) not in _PARTS or not isinstance(parts, list | tuple):
+        if not isinstance(source, Node) or operation(source) not in _PARTS or not isinstance(index, int):
             return None
-        start = sum(part.shape[axis] for part in parts[: index % len(parts)])  # type: ignore[operator]
+        if not isinstance(parts, list | tuple):
+            return None
+        start = sum(part.shape[axis] for part in parts[: index % len(parts)])
         cut = is_axis(source, argument(source, "dim"), axis)
         whole: object = source.args[0]
     elif name in ("slice", "narrow"):

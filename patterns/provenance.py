@@ -74,7 +74,7 @@ def _cut_from(node: Node) -> Node | None:
     for _ in range(_LONGEST):
         source: Any = node.args[0] if node.args and node.op == "call_function" else None
         if operation(node) in ("slice", "narrow") and _keeps_features(node, source):
-            return source  # type: ignore[no-any-return]
+            return source
         if operation(node) not in _PASSED or not isinstance(source, Node):
             return None
         node = source

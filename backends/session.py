@@ -83,6 +83,9 @@ class session:
                     warnings.warn(unfinished, stacklevel=2)
                 break
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a session cannot be copied or pickled; make a new one: laconic.session(compiled, steps=...)")
+
     def summary(self) -> Summary:
         """What was computed and what was reused, step by step, in the latest trajectory; empty before the first."""
         return self._last or Summary(self.steps, self.calls_per_step)

@@ -36,6 +36,12 @@ class Summary:
     bytes_held: dict[int, int] = field(default_factory=dict)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def add(self, calls: Sequence[Call], step: int, held: int) -> None:
         """Append what became of each region in one finished call; ``held`` is the size of all state after it."""
         with self._lock:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import gc
 import json
+import pickle
 import threading
 import time
 import warnings
@@ -338,6 +340,51 @@ def test_memory_returns_to_the_level_before(pieces: Pieces) -> None:
     torch._dynamo.reset()
     gc.collect()
     assert weight() is None and last.summary().calls  # a session keeps no model alive
+
+
+def test_copies(pieces: Pieces) -> None:
+    """Copied models have trajectories of their own; a session itself is of this place and time."""
+    fast = compiled(Network())
+    expected = in_session(fast, start())
+    with laconic.session(fast, steps=STEPS) as here:
+        x = trajectory(fast, start(), steps=9)
+        copies = [copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))]
+        for other in copies:  # not of this session
+            assert torch.equal(advance(other, x, 9), advance(Network(), x, 9))
+        for step in range(9, STEPS):
+            x = advance(fast, x, step)
+    assert torch.equal(x, expected)
+    assert all(torch.equal(in_session(other, start()), expected) for other in copies)
+    summary = pickle.loads(pickle.dumps(here.summary()))
+    assert str(summary) == str(copy.deepcopy(here.summary())) == str(here.summary())
+    summary.add([], 0, 0)
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="a session cannot be copied"):
+            attempt(here)
+
+
+def test_modes_that_change_on_the_way(pieces: Pieces) -> None:
+    """Another gradient mode, autocast or a gradient runs another graph, whose state starts empty: nothing is stale."""
+    modes: list[Callable[[], Any]] = [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.enable_grad,
+    ]
+    fast, network = compiled(Network(), threshold=1e9, warmup=1), Network()
+    with laconic.session(fast, steps=STEPS) as here:
+        for step in range(STEPS):
+            x, t = start(step), torch.tensor(step / STEPS)
+            with torch.no_grad() if step % 5 else contextlib.nullcontext(), modes[step // 2 % 4]():
+                result, expected = fast(x, t), network(x, t)
+                # The first call in each mode; behind it the last output is continued.
+                if not here.summary().calls[-1].reused:
+                    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
+                result.zero_()
+        again = start(9).requires_grad_(True)
+        fast(again, torch.tensor(0.0)).sum().backward()
+        assert again.grad is not None and again.grad.any()
+    assert here.summary().computed >= 4
 
 
 def test_the_picture_and_the_plain_data_of_a_session(pieces: Pieces) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import laconic
 from laconic.backends import runner, session
-from laconic.passes.reuse import Tracker
+from laconic.passes.reuse import CachePolicy, Tracker
 from tests.passes.test_share_blocks import Stack
 
 STEPS = 12
@@ -41,6 +41,25 @@ POLICIES: dict[str, laconic.Pass] = {
 }
 
 
+class Guided(nn.Module):
+    """The same with guidance in the graph; the condition is added to the latent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Velocity()
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        u, c = self.network(torch.cat([x, x]) + condition, t).chunk(2)
+        return u + 3.0 * (c - u)
+
+
+MIXED = ((0.5, 0.25), (0.25, 0.1))
+GUIDED: dict[str, laconic.Pass] = {
+    "linear-ag": laconic.cache("linear-ag", coefficients=[MIXED if step % 3 == 2 else None for step in range(STEPS)]),
+    "adaptive-guidance": laconic.cache("adaptive-guidance", threshold=0.0),
+}
+
+
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
@@ -64,16 +83,25 @@ def storages(tensors: Any) -> set[int]:
     return {value.untyped_storage().data_ptr() for value in tensors}
 
 
+def inputs_of(name: str) -> tuple[nn.Module, tuple[Tensor, ...], laconic.Pass]:
+    """The model of a policy, what it is given besides latent and time, and the pass."""
+    if name in GUIDED:
+        condition = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
+        return Guided(), (condition,), GUIDED[name]
+    return Velocity(), (), POLICIES[name]
+
+
 @pytest.mark.parametrize("streams", [1, 2])
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", [*POLICIES, *GUIDED])
 def test_state_stays_where_it_is_and_is_never_handed_out(name: str, streams: int) -> None:
-    fast = torch.compile(Velocity(), backend="laconic", options={"passes": [POLICIES[name]]})
+    model, more, chosen = inputs_of(name)
+    fast = torch.compile(model, backend="laconic", options={"passes": [chosen]})
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     addresses: dict[Any, int] = {}
     with torch.no_grad(), laconic.session(fast, steps=STEPS, calls_per_step=streams) as here:
         for step in range(STEPS):
             for stream in range(streams):
-                out = fast(x, torch.tensor(step / STEPS) + 0.01 * stream)
+                out = fast(x, torch.tensor(step / STEPS) + 0.01 * stream, *more)
                 found = trackers()
                 now = where(found)
                 # A buffer is allocated at its first use and never moves; none is given up.
@@ -83,8 +111,58 @@ def test_state_stays_where_it_is_and_is_never_handed_out(name: str, streams: int
                 assert kept == storages(value for tracker in found.values() for value in tracker.buffers().values())
                 assert kept.isdisjoint(storages([out, x]))
                 x = x + out / STEPS
-    assert here.summary().reused > 0 and addresses
+    assert here.summary().reused > 0 and bool(addresses) == (name != "adaptive-guidance")
     assert len(set(addresses.values())) == len(addresses)
+
+
+READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "cpu")
+"""Ways in which the host waits for a value."""
+
+
+@pytest.mark.parametrize("name", [*POLICIES, *GUIDED])
+def test_the_host_waits_for_one_number_per_decision_and_for_none_without(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as a policy that goes by values decides; none where steps decide, and none inside pieces ever."""
+    pieces: list[torch.fx.GraphModule] = []
+    waits: list[str] = []
+
+    def compile_graph(module: torch.fx.GraphModule, inputs: Any, options: Any) -> Any:
+        pieces.append(module)
+        return module
+
+    def counted(read: str) -> Any:
+        original = getattr(Tensor, read)
+
+        def reading(self: Tensor, *args: Any) -> Any:
+            waits.append(read)
+            return original(self, *args)
+
+        return reading
+
+    monkeypatch.setattr(runner, "compile_graph", compile_graph)
+    model, more, chosen = inputs_of(name)
+    fast = torch.compile(model, backend="laconic", options={"passes": [chosen]})
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    steps = [torch.tensor(step / STEPS) for step in range(STEPS)]
+    with torch.no_grad():
+        for turn in range(2):
+            if turn:  # everything is compiled
+                for read in READS:
+                    monkeypatch.setattr(Tensor, read, counted(read))
+            with laconic.session(fast, steps=STEPS) as here:
+                for step in steps:
+                    x = x + fast(x, step, *more) / STEPS
+    monkeypatch.undo()
+    decisions = len(here.summary().calls)
+    assert pieces and here.summary().reused > 0
+    policy = chosen.policy
+    assert isinstance(policy, CachePolicy)
+    assert bool(waits) == policy.dynamic and len(waits) <= 2 * decisions, waits
+    for piece in pieces:
+        for node in piece.graph.nodes:
+            name_of = str(node.target)
+            assert not any(word in name_of for word in ("_local_scalar_dense", "item.", "nonzero", "_to_cpu")), node
 
 
 def test_after_the_first_interval_no_step_allocates_a_buffer() -> None:

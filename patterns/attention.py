@@ -17,6 +17,7 @@ from .attention_fused import fused
 from .attention_site import Parts, build
 from .axes import Atom, Contraction, Layout, contraction, downward, leaves, resolved, same
 from .effects import Effects
+from .gathered import gathered
 from .graph import NormalGraph
 from .masks import without_not
 from .mixtures import Mixture, mixture
@@ -27,7 +28,7 @@ from .provenance import differentiated
 from .reasons import Reason
 from .scores import Origins, Scores, Sinks, follow
 from .shared_scores import settle
-from .sites import Attention, Bias, Site, Sites
+from .sites import Attention, Bias, GatheredAttention, Site, Sites
 from .softmax import Softmax, softmax_at
 
 # Functions that turn scores into weights in relatives of attention.
@@ -38,7 +39,7 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
     """Every attention of the graph in order, and a reason for everything that came close."""
     nodes = graph.module.graph
     effects, origins = Effects(nodes), Origins(nodes)
-    found: dict[Attention, frozenset[Node]] = {}
+    found: dict[Attention | GatheredAttention, frozenset[Node]] = {}
     refusals: list[Reason] = []
 
     trained: set[Node] | None = None
@@ -46,7 +47,7 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
     tried: set[Node] = set()
     taken: set[Node] = set()
 
-    def keep(read: Callable[[], Parts]) -> None:
+    def keep(read: Callable[[], Parts], anchor: Softmax | None = None) -> None:
         nonlocal trained
         try:
             parts = read()
@@ -57,7 +58,11 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
             found[build("", parts, effects)] = parts.above
             taken.update(parts.above)
         except Refused as refused:
-            refusals.append(refused.reason)
+            other = None if anchor is None else gathered(anchor, graph, effects)
+            if other is None:
+                refusals.append(refused.reason)
+            else:
+                found[other] = frozenset()
 
     for node in nodes.nodes:
         if operation(node) == "scaled_dot_product_attention":
@@ -67,7 +72,7 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
         if anchor is not None:
             tried.update((node, anchor.weights, *anchor.weights.all_input_nodes))
             if _product_below(anchor.weights) is not None:
-                keep(partial(_spelled, anchor, origins, taken))
+                keep(partial(_spelled, anchor, origins, taken), anchor)
         elif operation(node) in _INSTEAD:
             instead.append(node)
     tried.update(node for site in found for node in site.interior)

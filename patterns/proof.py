@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -69,6 +70,8 @@ def _text(value: Any, numbers: dict[Node, str], *, top: bool = False) -> str:
             if item.name not in skipped
         ]
         return f"{type(value).__name__}({', '.join(parts)})"
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {hashlib.sha256(repr(value.tolist()).encode()).hexdigest()}"
     if isinstance(value, list | tuple):
         return "(" + ", ".join(_text(item, numbers) for item in value) + ")"
     return repr(value)

@@ -13,7 +13,19 @@ from torch.fx import Node
 from torch.nn import functional
 
 from .activations import ACTIVATIONS, activate
-from .sites import Attention, Bias, Convolution, FeedForward, Linear, LinearAttention, Norm, Operand, Site, Skip
+from .sites import (
+    Attention,
+    Bias,
+    Convolution,
+    FeedForward,
+    GatheredAttention,
+    Linear,
+    LinearAttention,
+    Norm,
+    Operand,
+    Site,
+    Skip,
+)
 
 Read = Callable[[Node], Tensor]
 Reference = Callable[[Any, Read], Any]
@@ -174,6 +186,23 @@ def _finer(batch: Sequence[int], cut: Sequence[int], given: Sequence[int]) -> li
             parts[parts.index(1)] = rest
         sizes += parts
     return sizes
+
+
+@meaning(GatheredAttention)
+def gathered_attention(site: GatheredAttention, read: Read) -> Tensor:
+    """Vaswani et al. 2017, equation 1, over the keys of each query; windows: Beltagy et al. 2020, section 3.1."""
+    query, key, value = (read_operand(item, read) for item in (site.query, site.key, site.value))
+    scores = query @ key.transpose(-2, -1) * site.scale
+    keys = site.keys.clamp(min=0).expand(*scores.shape[:-1], -1)
+    slots = scores.gather(-1, keys).masked_fill(site.keys < 0, float("-inf")).permute(site.slots)
+    for bias in site.biases:
+        slots = slots + read(bias)
+    weights = torch.softmax(slots, site.slots.index(len(site.slots) - 1))
+    for hidden in site.hidden:
+        weights = weights.masked_fill(read(hidden), 0.0)
+    back = sorted(range(len(site.slots)), key=site.slots.__getitem__)
+    output = torch.zeros_like(scores).scatter_add(-1, keys, weights.permute(back)) @ value
+    return output if site.output_permutation is None else output.permute(site.output_permutation)
 
 
 @meaning(Linear, small=lambda site: _smaller(site, K=7, N=5))

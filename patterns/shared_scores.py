@@ -14,22 +14,24 @@ from torch.fx import Node
 
 from .nodes import readers
 from .reasons import Reason
-from .sites import Attention
+from .sites import Attention, GatheredAttention
+
+AnyAttention = Attention | GatheredAttention
 
 
-def settle(sites: Mapping[Attention, frozenset[Node]]) -> tuple[list[Attention], list[Reason]]:
+def settle(sites: Mapping[AnyAttention, frozenset[Node]]) -> tuple[list[AnyAttention], list[Reason]]:
     """The sites (each with the scores above its softmax) whose scores only attentions read, and why others are none.
 
     Sites whose scores nobody else reads stand; one that falls may take those it shares scores with along.
     """
     holders: Counter[Node] = Counter(node for site in sites for node in site.interior)
-    sharing: dict[Node, list[Attention]] = defaultdict(list)
-    escapes: dict[Attention, list[tuple[Node, Node]]] = {}
+    sharing: dict[Node, list[AnyAttention]] = defaultdict(list)
+    escapes: dict[AnyAttention, list[tuple[Node, Node]]] = {}
     for site, scores in sites.items():
         escapes[site] = [(node, user) for node in scores for user in readers(node) if user not in site.interior]
         for _, user in escapes[site]:
             sharing[user].append(site)
-    reasons: dict[Attention, Reason] = {}
+    reasons: dict[AnyAttention, Reason] = {}
     pending = [site for site in sites if escapes[site]]
     while pending:
         site = pending.pop()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import sympy
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from .reasons import Reason
@@ -171,6 +172,53 @@ class LinearAttention(Site):
             "normalised": self.normalised,
             "epsilon": self.epsilon,
             "groups": self.groups,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GatheredAttention(Site):
+    """Attention in which each query has its own keys, gathered beside each other: sliding windows, bands, blocks.
+
+    ``query [*batch, S, D]``, ``key [*batch, T, D]`` and ``value [*batch, T, E]`` after each operand's permutation.
+    Query ``i`` has W scores, ``scale`` times its product with key ``keys[i, w]`` (``keys [S, W]``, int64; -1: no key,
+    no weight). The scores ``[*batch, S, W]``, permuted by ``slots``, meet ``biases``, each added; after the softmax
+    weights become zero where one of ``hidden`` is true. All of these broadcast. ``output [*batch, S, E]``, permuted by
+    ``output_permutation``, gives the site's output node.
+    """
+
+    kind: ClassVar[str] = "attention"
+    query: Operand
+    key: Operand
+    value: Operand
+    scale: float
+    keys: Tensor
+    slots: tuple[int, ...]
+    biases: tuple[Node, ...] = ()
+    hidden: tuple[Node, ...] = ()
+    output_permutation: tuple[int, ...] | None = None
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """``(left, right)`` when each query has exactly the keys from ``left`` before to ``right`` behind its place."""
+        rows, slots = (self.keys >= 0).nonzero(as_tuple=True)
+        reach = self.keys[rows, slots] - rows
+        left, right = -int(reach.min()), int(reach.max())
+        keys = self.key.node.meta["val"].shape[(self.key.permutation or range(8))[self.key.node.meta["val"].dim() - 2]]
+        places = range(self.keys.shape[0])
+        wanted = sum(min(keys, place + right + 1) - max(0, place - left) for place in places)
+        pairs = len({*zip(rows.tolist(), self.keys[rows, slots].tolist(), strict=True)})
+        return (left, right) if wanted == pairs == len(rows) else None
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "query": self.query.node.name,
+            "key": self.key.node.name,
+            "value": self.value.node.name,
+            "scale": self.scale,
+            "keys_per_query": self.keys.shape[1],
+            "window": self.window,
+            "biases": [node.name for node in self.biases],
+            "hidden": [node.name for node in self.hidden],
         }
 
 

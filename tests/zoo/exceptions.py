@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 _CHOSEN = "The experts that are hit are asked for in Python: the graph ends between the choice and the experts."
-_CHUNKS = "Chunked windows: the scores are put together from overlapping pieces, not read from one product."
 
 EXCEPTIONS: dict[str, str] = {
     "longt5": "Each layer is a graph of its own, and a decoder layer hands its attention weights to its caller, who"
@@ -24,8 +23,6 @@ EXCEPTIONS: dict[str, str] = {
     " normal form would add a guard for each load.",
     "mochi": "Each attention loops over the batch and asks which tokens are no padding; a break in a loop leaves"
     " the whole attention to Python, in no graph. The layers around are cut in pieces.",
-    "longformer": _CHUNKS,
-    "led": f"{_CHUNKS} The decoder's are found.",
     "big-bird-sparse": "Blocks of queries have softmaxes of their own, over keys put together from"
     " windows, random and global blocks; each is cut and meets several values: weights read in several places. The"
     " plan of blocks is drawn in Python: every layer is cut.",

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..patterns.graph import NormalGraph
+from ..patterns.operands import permuted
 from ..patterns.provenance import differentiated
 from ..patterns.reasons import Reason
 from ..patterns.sites import Attention, GatheredAttention, LinearAttention, Operand, Site
@@ -23,7 +24,6 @@ from .preconditions import (
     no_gradient,
     one_set_of_tokens,
     operand_shape,
-    permuted,
     plain_softmax,
     same_batch,
     static_sizes,

@@ -134,9 +134,5 @@ def same_batch(query: tuple[Any, ...], key: tuple[Any, ...], value: tuple[Any, .
 def operand_shape(operand: Operand) -> tuple[Any, ...]:
     """The operand's shape in canonical axis order; entries may be symbolic."""
     shape = tuple(operand.node.meta["val"].shape)
-    return shape if operand.permutation is None else tuple(shape[axis] for axis in operand.permutation)
-
-
-def permuted(x: Tensor, permutation: tuple[int, ...] | None) -> Tensor:
-    """``x`` with its axes in the given order; None leaves it."""
-    return x if permutation is None else x.permute(permutation)
+    order = operand.permutation
+    return shape if order is None else tuple(1 if axis is None else shape[axis] for axis in order)

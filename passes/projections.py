@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ..patterns.operands import permuted
 from ..patterns.sites import Attention, Operand
 from .preconditions import operand_shape
 
@@ -91,7 +92,7 @@ def projection_of(operand: Operand) -> Projection | None:
     view = _follow(base, chain[1:])
     if view is None:
         return None
-    view = view if operand.permutation is None else view.permute(operand.permutation)
+    view = permuted(view, operand.permutation)
     batch, heads, tokens, depth = shape
     features = base.shape[-1]
     # The view's strides say which element of the linear layer's output each element of the operand is.

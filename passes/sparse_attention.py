@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..patterns.operands import permuted
 from ..patterns.reasons import Reason
 from ..patterns.sites import Attention, GatheredAttention, LinearAttention, Site
 from .base import PlanContext, Policy, positive, register
@@ -19,7 +20,6 @@ from .preconditions import (
     no_gradient,
     one_set_of_tokens,
     operand_shape,
-    permuted,
     plain_softmax,
     same_batch,
     static_sizes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import sympy
 from torch.fx import Node
@@ -18,7 +19,9 @@ from .mixtures import Mixture
 from .nodes import tensor
 from .operands import Candidate, Letters, broadcasts, climb, deepest, letterings, matching
 from .product import Refused
-from .sites import Attention, Bias, Operand
+from .sites import Attention, Bias, Operand, Order
+
+Axes = TypeVar("Axes", bound=Order)
 
 
 @dataclass(eq=False)
@@ -63,7 +66,7 @@ class Parts:
 @dataclass(frozen=True, eq=False)
 class Arrangement:
     letters: Letters
-    operands: tuple[tuple[Candidate, tuple[int, ...]], ...]
+    operands: tuple[tuple[Candidate, Order], ...]
     output: Candidate
     output_order: tuple[int, ...]
     biases: tuple[Bias, ...]
@@ -127,11 +130,11 @@ def bounds(
     return inputs, interior
 
 
-def operand(candidate: Candidate, order: tuple[int, ...]) -> Operand:
+def operand(candidate: Candidate, order: Order) -> Operand:
     return Operand(candidate.node, or_none(order))
 
 
-def or_none(order: tuple[int, ...]) -> tuple[int, ...] | None:
+def or_none(order: Axes) -> Axes | None:
     return None if order == tuple(range(len(order))) else order
 
 
@@ -223,7 +226,7 @@ def _own_axes(value: Node, layout: Layout) -> Layout:
 
 def _operands(
     parts: Parts, letters: Letters
-) -> tuple[tuple[tuple[Candidate, tuple[int, ...]], ...], Candidate, tuple[int, ...]] | None:
+) -> tuple[tuple[tuple[Candidate, Order], ...], Candidate, tuple[int, ...]] | None:
     rows, columns, inner, channels = ((atom,) for atom in (parts.rows, parts.columns, parts.inner, parts.channels))
     wanted = (
         (parts.query, (*letters.batch, rows, inner)),
@@ -234,7 +237,7 @@ def _operands(
     for candidate in parts.output:
         order = matching(candidate.layout, (*letters.batch, rows, channels))
         if order is not None:
-            outputs.append((candidate, order))
+            outputs.append((candidate, tuple(axis for axis in order if axis is not None)))
     # The narrowest element type that operands and output agree on: widening inside is rounding, not meaning.
     outputs.sort(key=lambda item: item[0].dtype.itemsize)
     for candidate, order in outputs:

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from .axes import Atom, Layout, downward, leaves, resolved, same, upward
 from .nodes import EXPANSIONS, MOVEMENTS, cast_of, mutates, operation, readers, scalar, tensor, unchanged
+from .sites import Order
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,20 +100,32 @@ def descend(node: Node, layout: Layout) -> list[Candidate]:
     return found
 
 
-def matching(layout: Layout, wanted: Sequence[tuple[Atom, ...]]) -> tuple[int, ...] | None:
-    """The permutation that brings axes of ``layout`` into the order ``wanted``; None when they are other axes."""
+def matching(layout: Layout, wanted: Sequence[tuple[Atom, ...]]) -> Order | None:
+    """The order that brings axes of ``layout`` into the order ``wanted``; None when they are other axes.
+
+    A wanted axis of size one that is missing is None in the order.
+    """
     axes = resolved(layout)
-    if len(axes) != len(wanted):
-        return None
     free = list(range(len(axes)))
-    order = []
+    order: list[int | None] = []
     for letter in wanted:
         axis = next((index for index in free if axes[index] == letter), None)
-        if axis is None:
+        if axis is not None:
+            free.remove(axis)
+        elif letter:
             return None
-        free.remove(axis)
         order.append(axis)
-    return tuple(order)
+    return None if free else tuple(order)
+
+
+def permuted(x: torch.Tensor, order: Order | None) -> torch.Tensor:
+    """``x`` with its axes in the given order, and new ones of size one; None leaves it."""
+    if order is None:
+        return x
+    x = x.permute([axis for axis in order if axis is not None])
+    for place, axis in enumerate(order):
+        x = x.unsqueeze(place) if axis is None else x
+    return x
 
 
 def broadcasts(value: Node, layout: Layout, wanted: Sequence[tuple[Atom, ...]]) -> bool:
@@ -177,12 +190,18 @@ def letterings(batch: Sequence[Atom], keys: Sequence[Candidate]) -> Iterator[Let
 
 def deepest(
     candidates: Sequence[Candidate], wanted: Sequence[tuple[Atom, ...]], dtype: torch.dtype | None
-) -> tuple[Candidate, tuple[int, ...]] | None:
-    """The farthest candidate with the wanted axes and dtype (None: any, as long as no cast was crossed)."""
+) -> tuple[Candidate, Order] | None:
+    """The farthest candidate with the wanted axes and dtype (None: any, as long as no cast was crossed).
+
+    One that lacks an axis of size one is taken where all do.
+    """
+    lacking: tuple[Candidate, Order] | None = None
     for candidate in reversed(candidates):
         if candidate.cast if dtype is None else candidate.dtype != dtype:
             continue
         order = matching(candidate.layout, wanted)
-        if order is not None:
+        if order is not None and None not in order:
             return candidate, order
-    return None
+        if order is not None and lacking is None:
+            lacking = candidate, order
+    return lacking

@@ -13,6 +13,7 @@ from torch.fx import Node
 from torch.nn import functional
 
 from .activations import ACTIVATIONS, activate
+from .operands import permuted
 from .sites import (
     Attention,
     Bias,
@@ -84,7 +85,7 @@ def reference(site: Site, values: Mapping[Node, Tensor]) -> tuple[Tensor, ...]:
 def read_operand(operand: Operand, read: Read) -> Tensor:
     """The tensor of ``operand`` in its canonical axis order."""
     value = read(operand.node)
-    return value if operand.permutation is None else value.permute(operand.permutation)
+    return permuted(value, operand.permutation)
 
 
 def _small_attention(site: Attention) -> dict[str, int]:

@@ -13,13 +13,18 @@ from torch.fx import GraphModule, Node
 from .reasons import Reason
 from .routing import Routing
 
+Order = tuple[int | None, ...]
+
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor read in a canonical axis order: ``node`` permuted by ``permutation`` (identity when None)."""
+    """A tensor read in a canonical axis order: ``node`` permuted by ``permutation`` (identity when None).
+
+    None among the axes stands for one of size one that the tensor lacks: the head axis of keys that all heads share.
+    """
 
     node: Node
-    permutation: tuple[int, ...] | None = None
+    permutation: Order | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from laconic.patterns import proof
 from laconic.patterns.describe import evaluated
+from laconic.patterns.operands import permuted
 from laconic.patterns.sites import Attention, Operand
 from tests.patterns.graphs import attentions, normal
 
@@ -108,8 +109,7 @@ def only_site(function: Spelling, *inputs: Tensor) -> Attention:
 
 def shape(operand: Operand) -> tuple[int, ...]:
     """The shape of an operand in its canonical axis order."""
-    value = operand.node.meta["val"]
-    return tuple(value.permute(operand.permutation or tuple(range(value.dim()))).shape)
+    return tuple(permuted(operand.node.meta["val"], operand.permutation).shape)
 
 
 def meaning_of(site: Attention) -> dict[str, Any]:

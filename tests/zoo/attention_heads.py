@@ -78,6 +78,11 @@ def shared_repeat(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return finish(split(q, n.D), k[:, None].repeat(1, n.H, 1, 1), v[:, None].repeat(1, n.H, 1, 1))
 
 
+def shared_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = (torch.einsum("bhsd,btd->bhst", split(q, n.D), k) * n.scale).softmax(-1)
+    return torch.einsum("bhst,bte->bhse", weights, v)
+
+
 # --- one projection for all operands -------------------------------------------------------------------------------
 
 
@@ -155,7 +160,7 @@ def _family(name: str, inputs: Callable[[], tuple[Tensor, ...]], *spellings: Cal
 
 FAMILIES = [
     _family("grouped", grouped, grouped_flag, grouped_expand, grouped_repeat, grouped_five_axes, grouped_einsum),
-    _family("shared", shared, shared_flag, shared_broadcast, shared_expand, shared_repeat),
+    _family("shared", shared, shared_flag, shared_broadcast, shared_expand, shared_repeat, shared_einsum),
     _family("packed", packed, packed_chunk, packed_split, packed_unbind, packed_select, packed_slices, packed_by_head),
     _family("bare", bare, bare_fused, bare_mm, bare_einsum),
     _family("one batch", one_batch, one_batch_fused, one_batch_matmul, one_batch_flattened),

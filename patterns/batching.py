@@ -16,12 +16,17 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .whole_layers import WRITTEN_OUT
+
 _BEGIN = "_vmap_increment_nesting"
 _END = "_vmap_decrement_nesting"
 
 
 class BatchingInterpreter(Interpreter):
-    """Runs a Dynamo graph, replacing every ``vmap`` stretch by the operators it stands for, already batched."""
+    """Runs a Dynamo graph, replacing every ``vmap`` stretch by the operators it stands for, already batched.
+
+    Operators that are a whole layer are written out on the way.
+    """
 
     def __init__(self, module: GraphModule, fake_mode: Any) -> None:
         super().__init__(module)
@@ -35,6 +40,9 @@ class BatchingInterpreter(Interpreter):
         if n in self._inside:
             return self.env.get(n)  # computed with the node that opens its region
         return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return super().call_function(WRITTEN_OUT.get(target, target), args, kwargs)
 
     def _run_region(self, region: list[Node]) -> None:
         inside = set(region)

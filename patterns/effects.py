@@ -48,23 +48,37 @@ class Effects:
         return self._root[node]
 
     def mutation(self, inputs: Iterable[Node], interior: Collection[Node], *, own: bool = False) -> Reason | None:
-        """A ``mutation`` reason when something is written inside, or written while the site still reads it.
+        """A ``mutation`` reason when something is written inside, or written to what the site has read before.
 
-        A rewrite computes everything at the place of the last output, so a write to an input between the first and
-        the last interior node would be seen too early. With ``own`` an interior node may write to values that are
-        made inside: from outside the site is a function all the same, as long as none of them escapes.
+        A rewrite computes everything at the place of the last output, so a write to an input between the first node
+        that reads it and the last interior node would be seen too early. (Keys that are written into a cache, which
+        the site then reads, come before.) With ``own`` an interior node may write to values that are made inside:
+        from outside the site is a function all the same, as long as none of them escapes.
         """
         if not self.writes:
             return None
-        first = min(self.position[node] for node in interior)
         last = max(self.position[node] for node in interior)
         touched = {self._root[node] for node in (*inputs, *interior)}
+        first: dict[Node, int] | None = None
         for node, roots in self.writes:
             if own and node in interior and self.within(node, interior):
                 continue
-            if node in interior or (first <= self.position[node] <= last and roots & touched):
+            wrong = node in interior
+            if not wrong and self.position[node] <= last and roots & touched:
+                first = self._first_reads(interior) if first is None else first
+                wrong = any(first.get(root, last + 1) <= self.position[node] for root in roots)
+            if wrong:
                 return Reason("mutation", f"{node.target} writes to a value of the site", (node.name,))
         return None
+
+    def _first_reads(self, interior: Iterable[Node]) -> dict[Node, int]:
+        """Where each memory is first made or read by a node of ``interior``. A view of it reads nothing yet."""
+        first = {node: self.position[node] for node in interior if self._root[node] is node}
+        for node in interior:
+            for root in {self._root[read] for read in node.all_input_nodes}:
+                if not _shared(node, root):
+                    first[root] = min(first.get(root, self.position[node]), self.position[node])
+        return first
 
     def writers(self, values: Collection[Node]) -> list[Node]:
         """The nodes that write to memory of ``values``, in graph order."""
@@ -91,6 +105,14 @@ class Effects:
                     return Reason("mutation", f"{writer.target} writes to {node.name}", (writer.name, node.name))
                 return Reason("weights-escape", f"{node.name} is also read by {user.name}", (node.name, user.name))
         return None
+
+
+def _shared(node: Node, root: Node) -> bool:
+    """True when the value of ``node`` is surely a view of that of ``root``."""
+    view, whole = tensor(node), tensor(root)
+    if aliased(node) is None or view is None or whole is None:
+        return False
+    return view.untyped_storage()._cdata == whole.untyped_storage()._cdata
 
 
 def _constant(node: Node) -> bool:

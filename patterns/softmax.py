@@ -34,12 +34,21 @@ def softmax_at(node: Node) -> Softmax | None:
 
 
 def is_row_maximum(node: Node, of: Node) -> bool:
-    """True for the (detached) maximum of ``of`` along one axis, kept as an axis of size one."""
-    while operation(node) in ("detach", "alias") and isinstance(node.args[0], Node):
+    """True for the (detached) maximum of ``of`` along one axis, kept or put back as an axis of size one."""
+    back: int | None = None
+    while operation(node) in ("detach", "alias", "unsqueeze") and isinstance(node.args[0], Node):
+        if operation(node) == "unsqueeze":
+            back = dimension(argument(node, "dim"), node.meta["val"].dim())
         node = node.args[0]
     if "getitem" in str(node.target) and node.args[1] == 0 and isinstance(node.args[0], Node):
         node = node.args[0]
-    return operation(node) in ("amax", "max") and node.args[0] is of and argument(node, "keepdim") is True
+    if operation(node) not in ("amax", "max") or node.args[0] is not of:
+        return False
+    if argument(node, "keepdim") is True:
+        return back is None
+    axes: Any = argument(node, "dim")
+    axes = [axes] if isinstance(axes, int) else axes
+    return isinstance(axes, list | tuple) and [dimension(axis, of.meta["val"].dim()) for axis in axes] == [back]
 
 
 def _operator(node: Node) -> Softmax | None:

@@ -118,6 +118,39 @@ def packed_by_head(x: Tensor) -> Tensor:
     return finish(q, k, v)
 
 
+# --- keys written into a cache ---------------------------------------------------------------------------------------
+
+
+def cached() -> tuple[Tensor, ...]:
+    q, k, v = heads(*tokens())
+    return (
+        q.transpose(1, 2).contiguous(),
+        k.contiguous(),
+        v.contiguous(),
+        made(n.B, n.H, 2, n.D),
+        made(n.B, n.H, 2, n.E),
+    )
+
+
+def cached_written_before(q: Tensor, k: Tensor, v: Tensor, new_k: Tensor, new_v: Tensor) -> Tensor:
+    k[:, :, :2], v[:, :, :2] = new_k, new_v
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v)
+
+
+def cached_written_behind_the_query(q: Tensor, k: Tensor, v: Tensor, new_k: Tensor, new_v: Tensor) -> Tensor:
+    q = q.transpose(1, 2) * n.scale
+    k[:, :, :2], v[:, :, :2] = new_k, new_v
+    return (q @ k.mT).softmax(-1) @ v
+
+
+def cached_written_by_index(q: Tensor, k: Tensor, v: Tensor, new_k: Tensor, new_v: Tensor) -> Tensor:
+    q, turned = q.transpose(1, 2), k.mT
+    place = torch.arange(2, device=q.device)
+    k[:, :, place] = new_k
+    v[:, :, place] = new_v
+    return (q @ turned * n.scale).softmax(-1) @ v
+
+
 # --- no batch, one batch -------------------------------------------------------------------------------------------
 
 
@@ -162,6 +195,7 @@ FAMILIES = [
     _family("grouped", grouped, grouped_flag, grouped_expand, grouped_repeat, grouped_five_axes, grouped_einsum),
     _family("shared", shared, shared_flag, shared_broadcast, shared_expand, shared_repeat, shared_einsum),
     _family("packed", packed, packed_chunk, packed_split, packed_unbind, packed_select, packed_slices, packed_by_head),
+    _family("cached", cached, cached_written_before, cached_written_behind_the_query, cached_written_by_index),
     _family("bare", bare, bare_fused, bare_mm, bare_einsum),
     _family("one batch", one_batch, one_batch_fused, one_batch_matmul, one_batch_flattened),
 ]

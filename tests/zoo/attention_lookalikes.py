@@ -260,6 +260,12 @@ def written_through_a_view(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1) @ split(v, n.E)
 
 
+def key_overwritten_behind_its_copy(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    key = split(k, n.D).mT.contiguous()
+    k.zero_()
+    return (split(q, n.D) @ key * n.scale).softmax(-1) @ split(v, n.E)
+
+
 def key_overwritten(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = scores_of(q, k)
     k.zero_()
@@ -335,4 +341,5 @@ LOOKALIKES: list[tuple[Spelling, Any, str]] = [
     (weights_changed_in_place, gated, "mutation"),
     (written_through_a_view, tokens, "mutation"),
     (key_overwritten, tokens, "mutation"),
+    (key_overwritten_behind_its_copy, tokens, "mutation"),
 ]

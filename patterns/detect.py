@@ -15,6 +15,7 @@ from .guidance import find_guidance
 from .linear import find_linear
 from .linear_attention import find_linear_attention
 from .norms import find_norms
+from .rope import find_rope
 from .scan import find_scan
 from .sites import Sites
 from .skips import find_skips
@@ -28,6 +29,7 @@ DETECTORS: list[Detector] = [
     find_linear,
     find_convolution,
     find_norms,
+    find_rope,
     find_scan,
     find_feedforward,
     find_experts,

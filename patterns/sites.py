@@ -313,6 +313,34 @@ class Norm(Site):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Rope(Site):
+    """Rotary position embedding: ``input [*rows, D]`` with pairs of features turned, ``x cos + turned(x) sin``.
+
+    ``turn`` says which features ``(a, b)``, turned to ``(-b, a)``, are a pair: ``half`` (``i`` and ``i + D/2``) or
+    ``neighbour`` (``2i`` and ``2i + 1``), counted within ``features = (start, stop)``, the ones that are turned; the
+    others pass unchanged. ``cos`` and ``sin`` broadcast against the rows and have a number for each feature or for
+    each pair. ``sin`` is None where ``cos`` is a table of complex numbers ``cos + i sin``, one for each pair. Su et al.
+    2021, "RoFormer", equation 34.
+    """
+
+    kind: ClassVar[str] = "rope"
+    input: Node
+    cos: Node
+    sin: Node | None
+    turn: str
+    features: tuple[int, int]
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "input": self.input.name,
+            "cos": self.cos.name,
+            "sin": self.sin.name if self.sin else None,
+            "turn": self.turn,
+            "features": self.features,
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FeedForward(Site):
     """``down(act(up(x)))`` or, gated, ``down(act(gate(x)) * up(x))``. Linears are sites of their own too.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .reference import Read, meaning
 from .sites import Rope
 
-TURNS = ("half", "neighbour")
+TURNS = ("half", "neighbour", "regrouped")
 
 FEATURES = ("D", "H", "W")
 """Names that are no rows: all features, pairs of them, and the numbers of a table where only some are turned."""
@@ -68,7 +68,9 @@ def rope(site: Rope, read: Read) -> Tensor:
     x, cos = read(site.input), read(site.cos)
     start, stop = site.features
     cos, sin = (cos.real, cos.imag) if site.sin is None else (cos, read(site.sin))
-    part = x[..., start:stop]
-    cos, sin = (_for_each_feature(table, stop - start, site.turn) for table in (cos, sin))
-    made = part * cos + turned(part, site.turn) * sin
+    part, turn = x[..., start:stop], site.turn
+    if turn == "regrouped":
+        part, turn = torch.cat([part[..., 0::2], part[..., 1::2]], -1), "half"
+    cos, sin = (_for_each_feature(table, stop - start, turn) for table in (cos, sin))
+    made = part * cos + turned(part, turn) * sin
     return torch.cat([x[..., :start], made, x[..., stop:]], -1)

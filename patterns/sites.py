@@ -316,11 +316,11 @@ class Norm(Site):
 class Rope(Site):
     """Rotary position embedding: ``input [*rows, D]`` with pairs of features turned, ``x cos + turned(x) sin``.
 
-    ``turn`` says which features ``(a, b)``, turned to ``(-b, a)``, are a pair: ``half`` (``i`` and ``i + D/2``) or
-    ``neighbour`` (``2i`` and ``2i + 1``), counted within ``features = (start, stop)``, the ones that are turned; the
-    others pass unchanged. ``cos`` and ``sin`` broadcast against the rows and have a number for each feature or for
-    each pair. ``sin`` is None where ``cos`` is a table of complex numbers ``cos + i sin``, one for each pair. Su et al.
-    2021, "RoFormer", equation 34.
+    ``turn`` says which features ``(a, b)``, turned to ``(-b, a)``, are a pair: ``half`` (``i`` and ``i + D/2``),
+    ``neighbour`` (``2i`` and ``2i + 1``) or ``regrouped`` (neighbours, whose results are put where ``half`` has
+    them), counted within ``features = (start, stop)``, the ones that are turned; the others pass unchanged. ``cos``
+    and ``sin`` broadcast against the rows and have a number for each feature or for each pair. ``sin`` is None where
+    ``cos`` is a table of complex numbers ``cos + i sin``, one for each pair. Su et al. 2021, "RoFormer", equation 34.
     """
 
     kind: ClassVar[str] = "rope"

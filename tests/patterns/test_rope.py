@@ -91,6 +91,16 @@ def complex_numbers(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
     return torch.view_as_real(turned).flatten(-2)
 
 
+def regrouped(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+    even, odd = x[..., ::2], x[..., 1::2]
+    c, s = c[..., : D // 2], s[..., : D // 2]
+    return torch.cat([even * c - odd * s, odd * c + even * s], -1)
+
+
+def regrouped_first(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+    return halves(x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2), c, s)
+
+
 def partly(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
     turned, kept = x[..., : D // 2], x[..., D // 2 :]
     return torch.cat([halves(turned, c[..., : D // 2], s[..., : D // 2]), kept], -1)
@@ -113,6 +123,8 @@ SPELLINGS: list[tuple[Turn, str, tuple[int, int]]] = [
     *((turn, "neighbour", (0, D)) for turn in (neighbours, pairs, pairs_of_products, pairs_written, complex_numbers)),
     *((turn, "half", (0, D // 2)) for turn in (partly, partly_split)),
     (last_part, "neighbour", (D // 2, D)),
+    (regrouped, "regrouped", (0, D)),
+    (regrouped_first, "half", (0, D)),
 ]
 
 
@@ -148,7 +160,7 @@ def test_spellings(turn: Turn, pairing: str, features: tuple[int, int], computed
     assert (site.turn, site.features, site.kind) == (pairing, features, "rope")
     assert (site.sin is None) == (turn is complex_numbers)
     assert prove(site, graph, "always") is None
-    other = "neighbour" if pairing == "half" else "half"
+    other = "half" if pairing == "neighbour" else "neighbour"
     changes: list[dict[str, Any]] = [{"turn": other}, {"features": (0, D // 2) if features[0] else (D // 2, D)}]
     changes += [{"cos": site.sin, "sin": site.cos}] if site.sin is not None else []
     for change in changes:

@@ -18,7 +18,9 @@ from torch._dynamo.source import ConstantSource
 from torch._guards import TracingContext, detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.traceback import preserve_node_meta
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -50,6 +52,7 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
             fake_mode,
             preserve_node_meta(),
             mock.patch.object(fake_mode, "allow_non_fake_inputs", True),
+            symbolic_config.patch(backed_size_oblivious=_any_may_be_small(inputs)),
         ):
             # A module whose nodes already carry another fake mode's values must not be asked to reuse them.
             retraced = make_fx(BatchingInterpreter(module, fake_mode).run, pre_dispatch=True, tracing_mode="real")(
@@ -75,6 +78,15 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
     retraced.graph.eliminate_dead_code()
     retraced.recompile()
     return NormalGraph(retraced, module, fake_mode, torch.is_grad_enabled())
+
+
+def _any_may_be_small(inputs: Sequence[Any]) -> bool:
+    """True when a size that comes in (the load of an expert) may be 0 or 1.
+
+    Whether a value of that size is contiguous must then not depend on its having one element or none: that would be a
+    guard for each size.
+    """
+    return any(isinstance(value, torch.SymInt) and not statically_known_true(value >= 2) for value in inputs)
 
 
 def _forget_writes(module: GraphModule, fake_mode: FakeTensorMode) -> None:

@@ -128,6 +128,20 @@ def test_equal_layers_are_proven_once() -> None:
         assert attempt.call_count == 2
 
 
+def test_loads_that_may_be_nothing_are_not_guarded_on() -> None:
+    """An attention in one graph with experts of which some get no token."""
+
+    def attend(x: Tensor, weights: Tensor, loads: list[int]) -> Tensor:
+        q, k = (
+            torch.cat([F.linear(part, w) for part, w in zip(x.split(loads), weight, strict=True)]) for weight in weights
+        )
+        return F.scaled_dot_product_attention(q[None], k[None], x[None], scale=0.5)
+
+    graph = compiled(attend, torch.randn(6, 4), torch.randn(2, 3, 4, 4), [2, 0, 4], dynamic=True)
+    assert sum(isinstance(node.meta["val"], torch.SymInt) for node in graph.placeholders) >= 3
+    assert len(attentions(graph).of(Attention)) == 1
+
+
 def test_symbolic_sizes_are_never_guarded_on() -> None:
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         (b, s, _), t = q.shape, k.shape[1]

@@ -18,9 +18,7 @@ EXCEPTIONS: dict[str, str] = {
         ("flaubert", "xlm"),
         "Attentions and feed-forward layers are two lists, used in turn by a loop that breaks the graph between them.",
     ),
-    "dbrx": f"{_CHOSEN} The layers are in no single graph.",
-    "jetmoe": f"{_CHOSEN} One attention shares its graph with experts whose loads are sizes of the graph: reading it in"
-    " normal form would add a guard for each load.",
+    **dict.fromkeys(("dbrx", "jetmoe"), f"{_CHOSEN} The layers are in no single graph."),
     "mochi": "Each attention loops over the batch and asks which tokens are no padding; a break in a loop leaves"
     " the whole attention to Python, in no graph. The layers around are cut in pieces.",
     "big-bird-sparse": "Blocks of queries have softmaxes of their own, over keys put together from"

@@ -52,7 +52,7 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
             fake_mode,
             preserve_node_meta(),
             mock.patch.object(fake_mode, "allow_non_fake_inputs", True),
-            symbolic_config.patch(backed_size_oblivious=_any_may_be_small(inputs)),
+            mock.patch.object(symbolic_config, "backed_size_oblivious", _any_may_be_small(inputs)),
         ):
             # A module whose nodes already carry another fake mode's values must not be asked to reuse them.
             retraced = make_fx(BatchingInterpreter(module, fake_mode).run, pre_dispatch=True, tracing_mode="real")(

@@ -34,7 +34,7 @@ class Run:
 def run_of(node: Node, axis: int) -> Run | None:
     """What ``node`` is a run of features of, and which; None for anything else, and where a size is symbolic."""
     made = tensor(node)
-    if made is None or not made.dim() or not isinstance(made.shape[axis], int):
+    if made is None or not -made.dim() <= axis < made.dim() or not isinstance(made.shape[axis], int):
         return None
     name = operation(node)
     if node.target is operator.getitem:

@@ -13,13 +13,15 @@ hold it or not.
   that returns the width the first one read, whose result is added to a value the first one's input was computed from.
   What enters in between comes from a linear layer with the same input, or is a parameter.
 - **moe**: an execution of a layer of experts: a module with at least two parameters stacked along one leading axis, or
-  with a list of equal modules with linear layers, where something was picked (``topk``, ``argmax``, ``max``).
+  with a list of equal modules with linear layers none of which reads what another gave, where something was picked
+  (``topk``, ``argmax``, ``max``). What one of the list runs is part of it, and no feed-forward layer.
 - **scan**: an execution of a module of a class that the row names as recurrent.
 - **block**: executed modules that return what they read (of two values read as one the younger: the
   other is a skip), add something to it or to its norm on the way (or their caller does), and whose results are read; of
   these, those
   that agree with another member of the list: one class, the same stream, a weight of the same shape. So first and last
-  layers that do more or less than the others count, and layers of alternating kinds. Lists inside a counted member do
+  layers that do more or less than the others count, and layers of alternating kinds. A list in a list whose parts the
+  caller runs one after the other is a member like any other. Lists inside a counted member do
   not count.
 """
 
@@ -108,6 +110,10 @@ class Facts:
     """The value this is a view or copy of."""
     terms: frozenset[int] = frozenset()
     """Numbers of the values it is a sum or concatenation of, each perhaps scaled by a parameter."""
+    raised: bool = False
+    """Exponentials of scores."""
+    total: int = 0
+    """The number of the exponentials it is the sum of."""
     last: frozenset[Layer] = frozenset()
     """Possible last layers of a feed-forward whose result this is, scaled, normalised or summed."""
     inverse: bool = False
@@ -132,6 +138,7 @@ class Layer:
 
     source: Facts
     width: int
+    running: frozenset[nn.Module]
     first: Layer | None = None
     chained: bool = False
     result: int = 0
@@ -208,6 +215,8 @@ class Tracker(TorchDispatchMode):
             facts.weights = frozenset({facts.index}) if known[0].product else frozenset()
         elif name == "logsumexp":
             facts.logarithm = known[0].product
+        elif name == "sum" and known[0].raised:
+            facts.total = known[0].index
         elif name == "exp" and known[0].logarithm and known[0].product:
             facts.weights = frozenset({facts.index})
         elif name in _NORMS:
@@ -225,8 +234,11 @@ class Tracker(TorchDispatchMode):
             if name in _SUMS and len(known) == 2:
                 self.sums.append(frozenset().union(*(item.summed for item in known)))
             facts.product = any(item.product for item in computed)
+            facts.raised = name == "exp" and facts.product
             facts.logarithm = any(item.logarithm for item in computed)
             facts.weights = frozenset().union(*(item.weights for item in computed))
+            if name == "div" and len(known) == 2 and known[0].raised and known[1].total == known[0].index:
+                facts.weights = frozenset({facts.index})
             self._hidden(name, facts, computed)
             self._last(name, facts, computed)
             self._norm(name, facts, computed)
@@ -259,7 +271,7 @@ class Tracker(TorchDispatchMode):
             self._linear(one, read[right].shape[-2], read[right].shape[-1], facts)
 
     def _linear(self, source: Facts, width: int, features: int, facts: Facts) -> None:
-        layer = Layer(source.root, width)
+        layer = Layer(source.root, width, frozenset(self._running))
         self.projections[facts.index] = source.root.index
         hidden = source.hidden if source.bent and source.hidden else frozenset()
         layer.chained = bool(hidden)
@@ -321,6 +333,8 @@ class Member:
     normed: frozenset[int] = frozenset()
     """Numbers of the values it reads, and of those they are norms of."""
     returned: set[int] = field(default_factory=set)
+    parts: set[str] = field(default_factory=set)
+    """Of a list that is a member: what ran of it."""
 
     def added(self, sums: Sequence[frozenset[int]]) -> bool:
         """True when the caller adds what it returns to what it read, or to what that is a norm of."""
@@ -356,6 +370,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
         if any(weight.dim() >= 2 for weight in member.parameters())
     }
     started: list[Member] = []
+    ran: dict[str, list[Member]] = defaultdict(list)
     experts: list[tuple[str, set[int]]] = []
 
     def enter(child: nn.Module, args: Any, kwargs: Any) -> None:
@@ -389,6 +404,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
             weights = {tuple(weight.shape) for weight in child.parameters() if weight.dim() >= 2}
             member.keys = {(type(child), shape, weight) for shape in {*made} & {*given} for weight in weights}
             member.returned = {tracker.of(leaf).root.index for leaf in tree_leaves(result) if _floats(leaf)}
+            ran[paths[holders[child]]].append(member)
             if member.keys:
                 lists[paths[holders[child]]].append(member)
 
@@ -405,12 +421,17 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
         if isinstance(leaf, Tensor):
             facts = tracker.of(leaf)
             read |= facts.ancestors | (1 << facts.index)
+    lists.update(_grouped(lists, paths))
     found.blocks = _repeated(lists, read, tracker.sums)
     found.experts = [
         path
         for path, nearby in experts
-        if nearby & tracker.picking and not any(block.startswith(f"{path}.") for block in found.blocks)
+        if nearby & tracker.picking
+        and not any(block.startswith(f"{path}.") for block in found.blocks)
+        and not _chained(ran.get(path, ()))
     ]
+    held = {expert for path in found.experts for expert in module.get_submodule(path).children()}
+    tracker.feedforward = [layer for layer in tracker.feedforward if not layer.running & held]
     every = _repeated(lists, -1, tracker.sums)
     found.unread_blocks = sorted((Counter(every) - Counter(found.blocks)).elements())
     attention = sum(read >> number & 1 for number in tracker.attention)
@@ -427,6 +448,39 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
         scan=len(found.recurrent),
         block=len(found.blocks),
     )
+    return found
+
+
+def _chained(members: Sequence[Member]) -> bool:
+    """True when one of ``members`` reads something computed from what another returned."""
+    made = sum(1 << value for value in {value for member in members for value in member.returned})
+    return any((read.ancestors | 1 << read.index) & made for member in members for read in member.reads)
+
+
+def _grouped(lists: Mapping[str, Sequence[Member]], paths: Mapping[nn.Module, str]) -> dict[str, list[Member]]:
+    """Lists of lists: each inner one as a member that was executed from its first part to its last.
+
+    Only where the inner lists hold no lists themselves.
+    """
+    found: dict[str, list[Member]] = {}
+    for outer, path in paths.items():
+        inner = list(outer.children())
+        kinds = nn.ModuleList | nn.ModuleDict
+        if not isinstance(outer, nn.ModuleList) or not all(isinstance(group, kinds) for group in inner):
+            continue
+        if any(isinstance(part, kinds) for group in inner for part in group.children()):
+            continue
+        for group in inner:
+            for member in lists.get(paths[group], ()):
+                members = found.setdefault(path, [])
+                if not members or members[-1].path != paths[group] or member.path in members[-1].parts:
+                    members.append(Member(paths[group], member.reads, member.sums, container=True, listed=True))
+                whole = members[-1]
+                whole.parts.add(member.path)
+                whole.keys |= {(type(group), *key[1:]) for key in member.keys}
+                whole.adds = whole.adds or member.adds
+                whole.returned |= member.returned
+                whole.normed |= member.normed
     return found
 
 

@@ -184,7 +184,9 @@ def unmatched(
 
 
 def _homes(node: Node, names: Mapping[str, str]) -> list[str]:
-    """The modules of ``names`` that were running; a module inside one may be at home in another."""
+    """The modules of ``names`` that ran, or hold one that did; a module inside one may be at home in another."""
     if operation(node) not in _PRODUCTS:
         return []
-    return [names[path] for path in running_modules(node) if path in names]
+    running = running_modules(node)
+    holding = [path.rpartition(".")[0] for path in running]
+    return [names[path] for path in dict.fromkeys((*running, *holding)) if path in names]

@@ -210,7 +210,9 @@ class Regions:
         # Of an operation with several results some may go unread.
         unread = {user for node in inside for user in node.users if user.op == "call_function" and not user.users}
         interior = frozenset(inside | {node for node in unread if not mutates(node)})
-        reason = effects.mutation(inputs, interior, own=True) or effects.escape(interior, (output,))
+        # A view of what is read may be read by others too: it is no result of the experts.
+        views = {node for node in interior if operation(node) in RESHAPES and unwrapped(node, -1) is unwrapped(x, -1)}
+        reason = effects.mutation(inputs, interior, own=True) or effects.escape(interior, (output, *views))
         if reason is not None:
             raise Refused.because(reason)
         return interior

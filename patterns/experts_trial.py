@@ -94,8 +94,9 @@ def routings(
     ``thresholds`` are the numbers that scores may be compared with, ``epsilons`` those that may be added to their sum.
     """
     sums = [(True, 0.0), (False, 0.0), *((True, epsilon) for epsilon in epsilons)]
-    for scores, (normalised, epsilon) in itertools.product(("softmax", "sigmoid"), sums):
-        plain = Routing(top_k, scores, normalised, epsilon=epsilon)
+    # Without a bias the order of the outputs is that of the scores: both ways agree, and the plain one comes first.
+    for by_outputs, scores, (normalised, epsilon) in itertools.product((False, True), ("softmax", "sigmoid"), sums):
+        plain = Routing(top_k, scores, normalised, epsilon=epsilon, by_outputs=by_outputs)
         if grouped is None:
             yield plain
         else:

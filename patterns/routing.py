@@ -18,7 +18,8 @@ class Routing:
     With ``groups`` above one only experts of the ``top_groups`` groups with the highest sum of their ``group_best``
     best scores may be chosen. Scores ``contested`` (Liu et al. 2024, "GRIN", section 2.2): experts are chosen one after
     the other, and the weight of each is its softmax among the experts not yet chosen that are not behind it by more
-    than ``threshold`` of the larger magnitude.
+    than ``threshold`` of the larger magnitude. ``by_outputs``: a bias for the choice is added to the router's outputs
+    and not to the scores.
     """
 
     top_k: int
@@ -30,16 +31,18 @@ class Routing:
     group_best: int = 1
     threshold: float = 0.0
     epsilon: float = 0.0
+    by_outputs: bool = False
 
     def weights(self, outputs: Tensor, selection_bias: Tensor | None = None) -> Tensor:
         """Weights ``[..., experts]`` from the router's ``outputs [..., experts]``.
 
-        ``selection_bias [experts]`` is added to the scores for the choice only (loss-free balancing, Wang et al. 2024).
+        ``selection_bias [experts]`` is added for the choice only (loss-free balancing, Wang et al. 2024).
         """
         if self.scores == "contested":
             return self._contested(outputs) * self.scale
         scores = torch.softmax(outputs, -1) if self.scores == "softmax" else torch.sigmoid(outputs)
-        merit = scores if selection_bias is None else scores + selection_bias.flatten()
+        merit = outputs if self.by_outputs else scores
+        merit = merit if selection_bias is None else merit + selection_bias.flatten()
         if self.groups > 1:
             grouped = merit.unflatten(-1, (self.groups, -1))
             best = grouped.topk(self.group_best, -1).values.sum(-1)

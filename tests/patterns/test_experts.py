@@ -67,7 +67,9 @@ def test_routings_are_told_apart() -> None:
     assert (plain.routing.scores, plain.routing.normalised) == ("softmax", False)
     scaled = only_site(zoo.layer(zoo.sigmoid_scaled, zoo.gathered_bmm), zoo.tokens())
     assert (scaled.routing.scores, scaled.routing.normalised, scaled.routing.scale) == ("sigmoid", True, 1.5)
-    assert scaled.selection_bias is not None
+    assert scaled.selection_bias is not None and not scaled.routing.by_outputs
+    by_outputs = only_site(zoo.layer(zoo.chosen_by_outputs, zoo.gathered_bmm), zoo.tokens())
+    assert by_outputs.routing.by_outputs and by_outputs.selection_bias is not None
     assert only_site(zoo.layer(zoo.one_expert, zoo.loop_of_masks), zoo.tokens()).routing.top_k == 1
     fought = only_site(zoo.layer(zoo.contested, zoo.gathered_bmm), zoo.tokens()).routing
     assert (fought.scores, fought.top_k, fought.threshold) == ("contested", TOP, 0.5)
@@ -88,6 +90,7 @@ def test_experts_of_other_forms() -> None:
 
 def test_shared_experts() -> None:
     assert only_site(zoo.shared, zoo.tokens()).shared_gate is None
+    assert only_site(zoo.shared_reading_a_view, zoo.tokens()).shared_gate is None
     site = only_site(zoo.shared_gated, zoo.tokens())
     assert site.shared is not None and site.shared.activation == "relu" and site.shared_gate is not None
 

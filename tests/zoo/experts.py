@@ -72,6 +72,13 @@ def sigmoid_scaled(p: P, x: Tensor) -> tuple[Tensor, Tensor]:
     return values / values.sum(-1, keepdim=True) * 1.5, indices
 
 
+def chosen_by_outputs(p: P, x: Tensor) -> tuple[Tensor, Tensor]:
+    outputs = F.linear(x, p["router"])
+    indices = (outputs + p["balance"]).topk(TOP, -1).indices
+    values = outputs.gather(-1, indices).sigmoid()
+    return values / values.sum(-1, keepdim=True), indices
+
+
 def one_expert(p: P, x: Tensor) -> tuple[Tensor, Tensor]:
     scores = F.linear(x, p["router"]).softmax(-1)
     return scores.max(dim=-1, keepdim=True).values, scores.argmax(-1, keepdim=True)
@@ -250,6 +257,13 @@ def scaled_inputs(p: P, x: Tensor) -> Tensor:
 def shared(p: P, x: Tensor) -> Tensor:
     beside = F.linear(F.relu(F.linear(x, p["shared_up"])), p["shared_down"])
     return x + (gathered_bmm(p, x, *softmax_then_choose(p, x)) + beside)
+
+
+def shared_reading_a_view(p: P, x: Tensor) -> Tensor:
+    turned, again = x.view(1, N, K).view(-1, K), x.view(1, N, K)
+    routed = gathered_bmm(p, again.view(-1, K), *softmax_then_choose(p, turned))
+    beside = F.linear(F.relu(F.linear(again.view(-1, K), p["shared_up"])), p["shared_down"])
+    return x + (routed + beside)
 
 
 def shared_gated(p: P, x: Tensor) -> Tensor:

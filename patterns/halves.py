@@ -33,10 +33,11 @@ class Run:
 
 def run_of(node: Node, axis: int) -> Run | None:
     """What ``node`` is a run of features of, and which; None for anything else, and where a size is symbolic."""
-    made = tensor(node)
-    if made is None or not -made.dim() <= axis < made.dim() or not isinstance(made.shape[axis], int):
+    made, name = tensor(node), operation(node)
+    if made is None or (name not in ("slice", "narrow") and node.target is not operator.getitem):
         return None
-    name = operation(node)
+    if not -made.dim() <= axis < made.dim() or not isinstance(made.shape[axis], int):
+        return None
     if node.target is operator.getitem:
         source, index = node.args
         parts = source.meta.get("val") if isinstance(source, Node) else None
@@ -47,11 +48,9 @@ def run_of(node: Node, axis: int) -> Run | None:
         start = sum(part.shape[axis] for part in parts[: index % len(parts)])
         cut = is_axis(source, argument(source, "dim"), axis)
         whole: object = source.args[0]
-    elif name in ("slice", "narrow"):
+    else:
         whole, start = node.args[0], argument(node, "start") or 0
         cut = is_axis(node, argument(node, "dim"), axis) and (name == "narrow" or argument(node, "step") == 1)
-    else:
-        return None
     before = tensor(whole)
     if not cut or before is None or not isinstance(start, int) or not isinstance(before.shape[axis], int):
         return None

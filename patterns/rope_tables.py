@@ -11,35 +11,18 @@ from .reasons import Reason
 from .sites import Rope
 
 _LOOKED_UP = frozenset({"index", "index_select", "gather", "embedding", "take_along_dim"})
+_CUT = frozenset({"slice", "narrow", "select", "split", "split_with_sizes", "chunk", "unsafe_chunk", "unbind"})
+_JOINED = frozenset({"cat", "stack", "slice_scatter", "select_scatter", "copy", "where", "complex"})
+_COPIED = frozenset({"expand", "repeat", "repeat_interleave", "detach", "lift_fresh_copy", "neg"})
 _MOVED = (
     MOVEMENTS
     | CASTS
     | COPIES
     | _LOOKED_UP
-    | {
-        "slice",
-        "narrow",
-        "select",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unsafe_chunk",
-        "unbind",
-        "cat",
-        "stack",
-        "expand",
-    }
-    | {
-        "repeat",
-        "repeat_interleave",
-        "slice_scatter",
-        "copy",
-        "view_as_complex",
-        "view_as_real",
-        "complex",
-        "lift_fresh_copy",
-    }
-    | {"detach", "where", "outer", "neg", "squeeze", "real", "imag", "pad", "constant_pad_nd"}
+    | _CUT
+    | _JOINED
+    | _COPIED
+    | {"view_as_complex", "view_as_real", "real", "imag"}
 )
 _ANGLES = frozenset({"cos", "sin", "polar", "exp"})
 _LONGEST = 96

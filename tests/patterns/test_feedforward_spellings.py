@@ -118,6 +118,14 @@ def test_gate_and_up_interleaved(spelling: Spelling) -> None:
     assert site.gate is site.up and site.interleaved and (site.gate_half, site.up_half) == (0, 1)
 
 
+def test_a_number_of_its_own_beside_channels() -> None:
+    def star_relu(p: zoo.P, x: Tensor) -> Tensor:
+        return F.conv2d(p["one"] * F.relu(F.conv2d(x, p["up_2"])) ** 2 + p["two"], p["down_2"])
+
+    site = only_site(star_relu, zoo.image())
+    assert isinstance(site.down, Convolution) and len(site.parameters) == 2
+
+
 def test_channels_last() -> None:
     site = only_site(zoo.channels_last, zoo.image())
     assert shape_of(site.input)[-1] == K and not isinstance(site.down, Convolution)

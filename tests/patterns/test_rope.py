@@ -207,6 +207,20 @@ def test_refusals(name: str) -> None:
     assert code in [reason.code for reason in sites.refusals]
 
 
+def test_tables_put_together_from_several_angles() -> None:
+    def pieced(x: Tensor) -> Tensor:
+        table = torch.stack([angles(), angles(2)]).clone()
+        table[0, :, 1::3] = table[1, :, 1::3]
+        c, s = table.cos(), table.sin()
+        c[0, :, ::2] = c[1, :, ::2]
+        s[0, :, ::2] = s[1, :, ::2]
+        return halves(x, c[0], s[0])
+
+    graph, sites = found_in(pieced, tokens())
+    (site,) = sites.of(Rope)
+    assert prove(site, graph, "always") is None
+
+
 def test_queries_and_keys_at_once() -> None:
     def together(q: Tensor, k: Tensor) -> tuple[Tensor, ...]:
         return halves(torch.cat([q, k], 1), angles().cos(), angles().sin()).split([H, H], 1)

@@ -14,6 +14,7 @@ from ..passes.report import GraphReport
 from . import registry
 from .collector import old_objects_at_rest
 from .debug import Dump
+from .frame_stack import with_room
 from .inductor import ProcessorProbe
 from .kernels import register as register_kernels
 from .options import Options
@@ -34,7 +35,7 @@ def laconic(
     Raises:
         UserError: an unknown or ill-typed option (inside torch's ``BackendCompilerFailed`` when called by Dynamo).
     """
-    return _compile(module, inputs, Options.parse(options, mode))
+    return with_room(_compile, module, inputs, Options.parse(options, mode))
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Backend:
         if kwargs:
             raise UserError(f"a laconic.Backend has its settings already; torch.compile also got {sorted(kwargs)}")
         options: Options = self._options  # type: ignore[attr-defined]
-        return _compile(module, inputs, options)
+        return with_room(_compile, module, inputs, options)
 
 
 def _compile(module: GraphModule, inputs: Sequence[Any], options: Options) -> Callable[..., Any]:

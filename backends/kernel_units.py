@@ -26,6 +26,8 @@ from unittest import mock
 from torch._inductor import async_compile, codecache
 from torch._inductor.async_compile import AsyncCompile
 
+from .link_stubs import link_against_stub
+
 log = logging.getLogger(__name__)
 
 USUAL = 4
@@ -157,7 +159,7 @@ def _wait(self: AsyncCompile, scope: dict[str, Any]) -> None:
 def _started(kernels: Sequence[_Kernel]) -> dict[_Kernel, Load]:
     """Begin to compile new kernels, in about as many files as there are compilers at work."""
     threads = async_compile.get_compile_threads()
-    submit = AsyncCompile.submit if threads > 1 else None
+    submit = functools.partial(_submitted, threads)
     size = sum(len(kernel.source) for kernel in kernels)
     count = max(1, min(threads, math.ceil(len(kernels) / USUAL)), math.ceil(size / LARGEST))
     units: list[list[_Kernel]] = [[] for _ in range(count)]
@@ -168,6 +170,12 @@ def _started(kernels: Sequence[_Kernel]) -> dict[_Kernel, Load]:
     for unit in filter(None, units):
         started |= {unit[0]: _alone(unit[0], submit)} if len(unit) == 1 else _together(unit, submit)
     return started
+
+
+def _submitted(threads: int, task: Any) -> Any:
+    """Hand a build to Inductor's compilers; without any, it is run by who asks for its result first."""
+    link_against_stub(task)
+    return AsyncCompile.submit(task) if threads > 1 else None
 
 
 def _alone(kernel: _Kernel, submit: Any) -> Load:

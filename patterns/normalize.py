@@ -24,12 +24,12 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.traceback import preserve_node_meta
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .batching import BatchingInterpreter
 from .by_example import without_examples
 from .functional import without_writes
 from .graph import NormalGraph
 from .nodes import drop_unread_items
 from .reasons import Reason
+from .replay import ReplayingInterpreter
 
 # What Dynamo and AOTAutograd read from a placeholder; everything else is recomputed by the retrace.
 _PLACEHOLDER_META = ("tensor_dict", "grapharg", "_dynamo_source", "specialization")
@@ -55,7 +55,7 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
             mock.patch.object(symbolic_config, "backed_size_oblivious", _any_may_be_small(inputs)),
         ):
             # A module whose nodes already carry another fake mode's values must not be asked to reuse them.
-            retraced = make_fx(BatchingInterpreter(module, fake_mode).run, pre_dispatch=True, tracing_mode="real")(
+            retraced = make_fx(ReplayingInterpreter(module, fake_mode).run, pre_dispatch=True, tracing_mode="real")(
                 *fakes
             )
     except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.TensorifyScalarRestartAnalysis):

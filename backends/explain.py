@@ -17,12 +17,12 @@ from ..passes.base import Disable, Pass, UserError
 from ..passes.regions import REGIONS
 from ..passes.report import GraphReport, RefusalRecord, Report
 from ..patterns.reasons import Reason
-from . import registry
+from . import known_numbers, registry, whole_scans  # noqa: F401 - Dynamo asks two of them while it traces
 from .debug import Dump
 from .isolated import Visit, no_memory_of_sizes, visit_graphs
 from .options import Options
 from .pipeline import rewrite
-from .whole_scans import keep_whole
+from .tracing import for_this_backend
 from .why import Why
 
 
@@ -73,7 +73,7 @@ def explain(
             dynamo_timed("laconic.explain"),
             torch_function_mode_stack_state_mgr,
             no_memory_of_sizes(),
-            keep_whole(),
+            for_this_backend(),
         ):
             captured = fullgraph_capture(original, args, kwargs or None).backend_input
     except TorchDynamoException as error:
@@ -99,7 +99,7 @@ def _in_parts(
     if not isinstance(original, torch.nn.Module):
         return  # a function cannot be copied, and running it may change what it closes over
     try:
-        with no_memory_of_sizes(), keep_whole():
+        with no_memory_of_sizes(), for_this_backend():
             visit_graphs(original, args, kwargs, plan)
     except UserError:
         raise

@@ -13,20 +13,18 @@ import copy
 import functools
 import importlib
 import operator
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.eval_frame import innermost_backend
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from . import registry
+from .tracing import traces_for_this_backend
 
 # The package exports a function of the same name as this module.
 _home: Any = importlib.import_module("torch._higher_order_ops.associative_scan")
@@ -36,27 +34,11 @@ _original: FunctionType = _home.associative_scan
 _step_by_step = FunctionType(
     _original.__code__, _original.__globals__, _original.__name__, _original.__defaults__, _original.__closure__
 )
-_here = threading.local()
-
-
-@contextlib.contextmanager
-def keep_whole() -> Iterator[None]:
-    """Trace for this backend on this thread, where no backend is named to Dynamo."""
-    before = getattr(_here, "wanted", False)
-    _here.wanted = True
-    try:
-        yield
-    finally:
-        _here.wanted = before
 
 
 @torch._dynamo.assume_constant_result
 def _for_this_backend() -> bool:
-    if getattr(_here, "wanted", False):
-        return True
-    given = InstructionTranslator.current_tx().output.compiler_fn
-    compiler = innermost_backend(given) if given is not None else None
-    return isinstance(compiler, torch._TorchCompileWrapper) and registry.is_laconic(compiler)
+    return traces_for_this_backend()
 
 
 @torch._dynamo.assume_constant_result

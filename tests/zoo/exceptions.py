@@ -21,10 +21,9 @@ EXCEPTIONS: dict[str, str] = {
     **dict.fromkeys(("dbrx", "jetmoe"), f"{_CHOSEN} The layers are in no single graph."),
     "mochi": "Each attention loops over the batch and asks which tokens are no padding; a break in a loop leaves"
     " the whole attention to Python, in no graph. The layers around are cut in pieces.",
-    "big-bird-sparse": "Blocks of queries have softmaxes of their own, over keys put together from"
-    " windows, random and global blocks; each is cut and meets several values: weights read in several places. The"
-    " plan of blocks is drawn in Python: every layer is cut.",
-    "deberta": "Scripted helper functions break the graph between scores and softmax: every layer is cut.",
+    "big-bird-sparse": "The plan of blocks is drawn by NumPy, so every layer is cut; and the graph with the attentions"
+    " (five softmaxes in each layer, for blocks of queries) puts all their weights into one matrix, which it hands to"
+    " its caller, who drops it: in that graph they are a result.",
     "nllb-moe": f"{_CHOSEN} Layers that hold them are in no single graph.",
     **dict.fromkeys(
         ("timm-shvit", "timm-efficientvit-m0"),

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from laconic.backends import known_numbers, whole_scans  # noqa: F401 - Dynamo asks them while it traces
+from laconic.backends.tracing import for_this_backend
 from laconic.patterns import proof
 from laconic.patterns.describe import running_modules
 from laconic.patterns.detect import detect
@@ -113,7 +115,7 @@ def capture(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Captured
         return run
 
     torch._dynamo.reset()
-    with torch.no_grad():
+    with torch.no_grad(), for_this_backend():
         call(torch.compile(module, backend=backend), inputs)  # type: ignore[arg-type]
     return graphs, reasons
 

@@ -66,7 +66,20 @@ _MOVEMENT = (
 )
 _BENT = (
     {"gelu", "silu", "relu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "elu", "leaky_relu", "mish", "softplus"}
-    | {"erf", "exp", "pow", "clamp_min", "clamp", "hardtanh", "square", "log_sigmoid_forward", "maximum", "threshold"}
+    | {
+        "_prelu_kernel",
+        "celu",
+        "erf",
+        "exp",
+        "pow",
+        "clamp_min",
+        "clamp",
+        "hardtanh",
+        "square",
+        "log_sigmoid_forward",
+        "maximum",
+        "threshold",
+    }
     | {"gelu_", "silu_", "relu_", "hardswish_", "sigmoid_", "hardtanh_", "leaky_relu_", "elu_", "tanh_", "mish_"}
 )
 _NORMS = {"native_layer_norm", "_fused_rms_norm", "native_group_norm", "native_batch_norm"}

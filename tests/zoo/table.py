@@ -93,7 +93,7 @@ class Row:
     """One architecture.
 
     ``library`` is ``transformers``, ``diffusers`` or ``timm``; ``model`` a class of it (timm: a registered name, or
-    ``file:Class``).
+    ``file:Class``). ``written`` are the models of ``written.py``.
     ``recurrent`` names the classes whose forward runs a recurrence over time, ``linear`` those (or the processors of
     those) that run linear attention: eager counts their executions.
     ``fast`` rows make up the slice that runs on every change.
@@ -167,6 +167,7 @@ _MAKERS: dict[str, Callable[[Row], nn.Module]] = {
     "transformers": _transformers,
     "diffusers": _diffusers,
     "timm": _timm,
+    "written": lambda row: getattr(importlib.import_module("tests.zoo.written"), row.model)(**row.sizes),
 }
 
 

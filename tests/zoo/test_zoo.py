@@ -28,6 +28,6 @@ def test_compiling_changes_nothing_but_rounding(name: str) -> None:
 
 def test_the_zoo_is_large_and_the_slice_has_every_kind() -> None:
     assert len(ROWS) >= 80
-    assert {row.library for row in ROWS.values()} == {"transformers", "diffusers", "timm"}
+    assert {row.library for row in ROWS.values()} == {"transformers", "diffusers", "timm", "written"}
     assert {ROWS[name].kind for name in FAST} >= {row.kind for row in ROWS.values()}
     assert set(EXCEPTIONS) <= set(ROWS) - set(FAST)

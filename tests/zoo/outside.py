@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .table import IMAGE, PAIR, TOKENS, Row, Value
+from .table import IMAGE, PAIR, TOKENS, Row, Value, real
 
 _GPT = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _CHOSEN = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _BESIDE = {**_CHOSEN, "num_shared_experts": 1}
+_STAGES = {"depths": [2, 2, 2, 2]}
+_TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 4}
 
 
 def _hub(kind: str, inputs: Mapping[str, Value], *entries: tuple[Any, ...]) -> tuple[Row, ...]:
     """``(name, class)``, then sizes."""
     return tuple(Row(name, kind, "transformers", model, *sizes, inputs=inputs) for name, model, *sizes in entries)  # type: ignore[misc]
+
+
+def _timm(*entries: tuple[str, str, Mapping[str, Any]]) -> tuple[Row, ...]:
+    image = {"x": real(2, 3, 64, 64)}
+    return tuple(Row(f"timm-{name}", "vision", "timm", model, sizes, image) for name, model, sizes in entries)
 
 
 ROWS = (
@@ -58,7 +65,25 @@ ROWS = (
     *_hub(
         "vision",
         IMAGE,
+        ("focalnet", "FocalNetModel", _STAGES),
         ("vitdet", "VitDetModel", {"window_size": 4}),
+        ("radio", "RadioModel"),
         ("aimv2-vision", "Aimv2VisionModel"),
+        ("dpt", "DPTModel", {"fusion_hidden_size": 16}),
+    ),
+    *_timm(
+        ("cpubone", "cpubone_b0_bfrobust", {}),
+        ("lowformer", "lowformer_b0", {}),
+        ("nest", "nest_tiny", {"img_size": 64}),
+        ("swinv2-cr", "swinv2_cr_tiny_224", {"img_size": 64, "depths": (2, 2), "embed_dim": 24, "num_heads": (2, 4)}),
+        ("vit-relpos", "vit_relpos_small_patch16_224", {"img_size": 64, **_TINY_VIT}),
+        ("vit-srelpos", "vit_srelpos_small_patch16_224", {"img_size": 64, **_TINY_VIT}),
+        ("vit-parallel", "vit_small_patch16_18x2_224", {"img_size": 64, **_TINY_VIT}),
+        ("samvit", "samvit_base_patch16", {"img_size": 64, **_TINY_VIT}),
+        ("gemma4-vit", "gemma4_vit_167m", {"img_size": 64, **_TINY_VIT}),
+        ("fasternet", "fasternet_t0", {}),
+        ("inception-next", "inception_next_atto", {}),
+        ("xception", "legacy_xception", {}),
+        ("efficientnet", "efficientnet_b0", {}),
     ),
 )

@@ -16,7 +16,7 @@ from torch.fx import Node
 from .attention_fused import fused
 from .attention_site import Parts, build
 from .axes import Atom, Contraction, Layout, contraction, downward, leaves, resolved, same
-from .effects import Effects
+from .effects import effects_of
 from .gathered import gathered
 from .graph import NormalGraph
 from .masks import without_not
@@ -38,7 +38,7 @@ _INSTEAD = frozenset({"sigmoid", "relu", "elu", "gelu", "silu", "softplus", "log
 def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason]]:
     """Every attention of the graph in order, and a reason for everything that came close."""
     nodes = graph.module.graph
-    effects, origins = Effects(nodes), Origins(nodes)
+    effects, origins = effects_of(graph), Origins(nodes)
     found: dict[Attention | GatheredAttention, frozenset[Node]] = {}
     refusals: list[Reason] = []
 

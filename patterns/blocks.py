@@ -13,7 +13,7 @@ import sympy
 from torch.fx import Node
 
 from .describe import evaluated, fingerprint, module_of, module_path, source_of
-from .effects import Effects
+from .effects import Effects, effects_of
 from .graph import NormalGraph
 from .layer_stacks import layer_stacks, settled
 from .layers import find_layers, parts_of
@@ -57,7 +57,7 @@ def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
     known = find_layers(graph, order, layers, doing, kept)
     chosen = settled(chosen, layer_stacks(known, order, position, layers), known, doing)
     chosen.sort(key=lambda stack: position[stack[0].nodes[0]])
-    effects = Effects(graph.module.graph)
+    effects = effects_of(graph)
     found: list[Site] = []
     for number, stack in enumerate(_unwritten(chosen, effects, sites)):
         found += _sites(stack, number, len(found), sites, position)

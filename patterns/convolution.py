@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from .describe import description, element_bytes, named_dimensions, shape_of
-from .effects import Effects
+from .effects import effects_of
 from .graph import NormalGraph
 from .nodes import argument, operation, tensor
 from .reasons import Reason
@@ -24,7 +24,7 @@ def find_convolution(graph: NormalGraph, sites: Sites) -> list[Site]:
 
     Linear time; no guard on a symbolic size.
     """
-    effects = Effects(graph.module.graph)
+    effects = effects_of(graph)
     found: list[Site] = []
     for node in graph.module.graph.nodes:
         name = operation(node)

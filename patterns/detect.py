@@ -8,6 +8,7 @@ from typing import Any
 from .attention import find_attention
 from .blocks import find_blocks
 from .convolution import find_convolution
+from .effects import shared_effects
 from .experts import find_experts
 from .feedforward import find_feedforward
 from .graph import NormalGraph
@@ -59,11 +60,12 @@ def detect(graph: NormalGraph) -> Sites:
     each takes time linear in its size.
     """
     sites = Sites()
-    for detector in DETECTORS:
-        before = len(sites.refusals)
-        result = detector(graph, sites)
-        found, refusals = result if isinstance(result, tuple) else (result, [])
-        sites.sites += found
-        sites.refusals += refusals
-        sites.near_misses += [(_kind(detector), reason) for reason in sites.refusals[before:]]
+    with shared_effects(graph):
+        for detector in DETECTORS:
+            before = len(sites.refusals)
+            result = detector(graph, sites)
+            found, refusals = result if isinstance(result, tuple) else (result, [])
+            sites.sites += found
+            sites.refusals += refusals
+            sites.near_misses += [(_kind(detector), reason) for reason in sites.refusals[before:]]
     return sites

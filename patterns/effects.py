@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import contextlib
+import weakref
+from collections.abc import Collection, Iterable, Iterator
 
 from torch.fx import Graph, Node
 
+from .graph import NormalGraph
 from .nodes import aliased, mutates, readers, tensor, written
 from .reasons import Reason
 
@@ -113,6 +116,25 @@ def _shared(node: Node, root: Node) -> bool:
     if aliased(node) is None or view is None or whole is None:
         return False
     return view.untyped_storage()._cdata == whole.untyped_storage()._cdata
+
+
+_shared: weakref.WeakKeyDictionary[NormalGraph, Effects] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def shared_effects(graph: NormalGraph) -> Iterator[None]:
+    """Inside, :func:`effects_of` this graph computes nothing anew: for those who promise not to change it."""
+    _shared[graph] = Effects(graph.module.graph)
+    try:
+        yield
+    finally:
+        del _shared[graph]
+
+
+def effects_of(graph: NormalGraph) -> Effects:
+    """What is written and what is constant in ``graph`` as it is now."""
+    known = _shared.get(graph)
+    return Effects(graph.module.graph) if known is None else known
 
 
 def _constant(node: Node) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from torch.fx import Node
 
 from .describe import shape_of, size_hint
-from .effects import Effects
+from .effects import Effects, effects_of
 from .experts_site import Choice, Regions
 from .graph import NormalGraph
 from .hidden import Refused, wrapper
@@ -44,7 +44,7 @@ def find_experts(graph: NormalGraph, sites: Sites) -> list[Site]:
     routers = _routers(graph, sites)
     if not routers:
         return []
-    effects = Effects(graph.module.graph)
+    effects = effects_of(graph)
     regions = Regions(graph, sites, effects)
     nodes = list(graph.module.graph.nodes)
     found: list[Site] = []

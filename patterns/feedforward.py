@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch.fx import Node
 
-from .effects import Effects
+from .effects import effects_of
 from .feedforward_site import build
 from .graph import NormalGraph
 from .hidden import Candidate, Layers, Refused, hidden_value
@@ -33,7 +33,7 @@ def find_feedforward(graph: NormalGraph, sites: Sites) -> list[Site]:
     projections of conditioning values, which look alike, are refused, as are longer chains of linear layers. Linear
     time; no guard on a symbolic size.
     """
-    effects = Effects(graph.module.graph)
+    effects = effects_of(graph)
     layers = Layers(sites, effects, fixed_nodes(graph))
     candidates: list[Candidate] = []
 

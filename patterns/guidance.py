@@ -15,7 +15,7 @@ from torch.fx import Node
 from .axes import same
 from .conditioning import conditioning_inputs
 from .describe import description, evaluated, ordered, shape_of
-from .effects import Effects
+from .effects import Effects, effects_of
 from .evaluate import concretely
 from .graph import NormalGraph
 from .guidance_exit import Exit, doubled_value, exits, half, weights
@@ -43,7 +43,7 @@ def find_guidance(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Re
     entries = [(node, source) for node, source in entries if _moves(graph, source)]
     if not entries:
         return [], []
-    effects = Effects(graph.module.graph)
+    effects = effects_of(graph)
     for end in exits(order)[:_MOST]:
         above = _ancestors(end.result)
         starts = [(node, source) for node, source in entries if node in above]

@@ -13,7 +13,7 @@ from .axes import expression
 from .describe import module_of
 from .layers import STOPS, Layer, agreeing
 from .nodes import operation
-from .segments import Segment, structure
+from .segments import Segment
 from .streams import Place
 
 _BACK = 4
@@ -177,9 +177,7 @@ def _segment(
     outputs = tuple(node for node in nodes if node in exits or any(user not in own for user in node.users))
     start = Place(position[nodes[0]] - 1, frozenset(entries))
     end = Place(position[nodes[-1]], frozenset(exits))
-    return Segment(
-        start, end, tuple(nodes), inputs, entries, exits, outputs, structure(nodes, inputs, outputs), layer.path
-    )
+    return Segment(start, end, tuple(nodes), inputs, entries, exits, outputs, layer.path)
 
 
 def settled(
@@ -190,9 +188,10 @@ def settled(
 ) -> list[list[Segment]]:
     """Of stacks of ``equal`` blocks and ``stacks`` of layers those that say more where they overlap.
 
-    Equal blocks within one layer (two attentions in a row) are part of it. Else more blocks are better; as many are
-    better as equal ones if their borders are those of the layers. A layer with an equal block in it is cut down to
-    that: what the first layer computes for all of them (a table of biases) is no part of the block.
+    Equal blocks within one layer (two attentions in a row) are part of it. Else more blocks are better, if they are
+    modules where the layers are; as many are better as equal ones if their borders are those of the layers. A layer
+    with an equal block in it is cut down to that: what the first layer computes for all of them (a table of biases) is
+    no part of the block.
     """
     home = {
         node: (number, index)
@@ -215,6 +214,12 @@ def settled(
         numbers = {number for number, _ in touched}
         places = [_place(block, home, stacks) for block in stack]
         layered = sum(len(stacks[number]) for number in numbers)
+        if len(numbers) == 1 and len(stack) > layered == sum(place is not None for place in places):
+            # The modules say what a layer is: an equal stretch beside them is one only where a module is it, too.
+            stack = [
+                block for block, place in zip(stack, places, strict=True) if place is not None or _whole(block, layers)
+            ]
+            places = [_place(block, home, stacks) for block in stack]
         if len(stack) > layered or (len(stack) == layered and len(numbers) == 1 and None not in places):
             kept.append(stack)
             lost |= numbers
@@ -238,12 +243,19 @@ def _place(
     return place if 5 * common >= 4 * len(block.nodes) and 2 * common > size else None
 
 
+def _whole(block: Segment, layers: Sequence[Layer]) -> bool:
+    """True when one module computes what ``block`` does and little else."""
+    inside = set(block.nodes)
+    size = len(inside)
+    near = [layer for layer in layers if 4 * size <= 5 * len(layer.nodes) and 4 * len(layer.nodes) <= 5 * size]
+    return any(5 * len(inside.intersection(layer.nodes)) >= 4 * size for layer in near)
+
+
 def _cut_down(layer: Segment, block: Segment | None) -> Segment:
     if block is None or not set(layer.entries) <= set(block.inputs) or not set(layer.exits) <= set(block.outputs):
         return layer
     inputs = (*layer.entries, *(node for node in block.inputs if node not in layer.entries))
-    shape = structure(block.nodes, inputs, block.outputs)
-    return replace(block, inputs=inputs, entries=layer.entries, exits=layer.exits, structure=shape, module=layer.module)
+    return replace(block, inputs=inputs, entries=layer.entries, exits=layer.exits, module=layer.module)
 
 
 def _within(stack: Sequence[Segment], layers: Sequence[Layer], doing: Mapping[Node, str]) -> bool:

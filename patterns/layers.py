@@ -8,8 +8,10 @@ leads to what goes on, through a sum with something the module computed.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,16 +32,14 @@ _VIEWS = MOVEMENTS | CASTS
 _PARTS = {"attention": "mixing", "scan": "mixing", "feedforward": "channels", "moe": "channels"}
 """Kinds of sites as what they do to tokens."""
 
-_PLAIN = frozenset({"layers"})
-"""What a layer with none of them does."""
-
 
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One execution of a module, from position ``first`` to ``last`` of the graph.
 
-    ``pairs`` are ``(entry, exit)`` for each value of the stream, ``parts`` what it does to tokens. ``like`` is equal
-    for siblings of one class.
+    ``pairs`` are ``(entry, exit)`` for each value of the stream, ``parts`` what it does to tokens; where no site says
+    that, its weighted layers: a class of wrappers says nothing about what they hold. ``like`` is equal for siblings of
+    one class.
     """
 
     path: str
@@ -48,7 +48,7 @@ class Layer:
     first: int
     last: int
     pairs: tuple[tuple[Node, Node], ...]
-    parts: frozenset[str]
+    parts: frozenset[Any]
 
     @property
     def keys(self) -> set[Any]:
@@ -82,7 +82,8 @@ def find_layers(
             joined = _joined(nodes)
             pairs = _pairs(graph, [*joined, *nodes], layers, kept, frozenset(joined)) if joined else ()
         if pairs:
-            parts = frozenset(doing[node] for node in nodes if node in doing) or _PLAIN
+            parts: frozenset[Any] = frozenset(doing[node] for node in nodes if node in doing)
+            parts = parts or frozenset(_weighted(node) for node in nodes if node in layers)
             like = (path.rpartition(".")[0], kind)
             found.append(Layer(path, like, (*joined, *nodes), first, last, pairs, parts))
     return sorted(found, key=lambda layer: (layer.first, -layer.last))
@@ -96,20 +97,45 @@ def agreeing(layers: Sequence[Layer]) -> list[Layer]:
 
 def _executions(order: Sequence[Node]) -> Iterable[tuple[str, Any, int, int]]:
     """``(path, class, first, last)`` of every run of neighbours that one module executed."""
+    ran = {path for node in order for path in running_modules(node)}
+    around = functools.cache(lambda path: _unseen(path, ran))
     open_: dict[str, list[Any]] = {}
     for index, node in enumerate(order):
         here = running_modules(node)
         # What was executed nowhere (casts a rewrite added) belongs to what surrounds it.
         if not here:
             continue
-        for path in [path for path in open_ if path not in here]:
-            kind, first, last = open_.pop(path)
-            yield path, kind, first, last
+        unseen = around(next(reversed(here)))
+        for path in [path for path in open_ if path not in here and path not in unseen]:
+            kind, first, last = open_[path]
+            # What runs in the caller itself may be inlined; what runs in another module is not.
+            if path in ran or not all(path.startswith(f"{other}.") for other in here if other):
+                del open_[path]
+                yield path, kind if path in ran else frozenset(kind), first, last
         for path, kind in here.items():
             if path:
                 open_.setdefault(path, [kind, index, index])[2] = index
+        for path in unseen:
+            run = open_.setdefault(path, [set(), index, index])
+            run[0].update((other[len(path) :], kind) for other, kind in here.items() if other.startswith(f"{path}."))
+            run[2] = index
     for path, (kind, first, last) in open_.items():
-        yield path, kind, first, last
+        yield path, kind if path in ran else frozenset(kind), first, last
+
+
+def _unseen(path: str, ran: Collection[str]) -> list[str]:
+    """Members of lists around ``path`` whose ``forward`` was called past the module: Dynamo does not note these.
+
+    Neither they nor what holds them ever ran. Their class is not known; the classes of what they hold are.
+    """
+    names = path.split(".")
+    around = [".".join(names[:length]) for length in range(1, len(names))]
+    return [one for holder, one in itertools.pairwise(around) if one not in ran and holder not in ran]
+
+
+def _weighted(node: Node) -> tuple[Any, ...]:
+    """A weighted layer up to its input: its operation and the types of all else it reads."""
+    return (operation(node), *map(type_of, node.all_input_nodes[1:]))
 
 
 def _joined(nodes: Sequence[Node]) -> list[Node]:

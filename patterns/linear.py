@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from .axes import contraction, same
 from .describe import description, element_bytes, named_dimensions, shape_of
-from .effects import Effects
+from .effects import effects_of
 from .graph import NormalGraph
 from .nodes import argument, mutates, operation, readers, scalar, tensor
 from .sites import Linear, Site, Sites
@@ -25,7 +25,7 @@ def find_linear(graph: NormalGraph, sites: Sites) -> list[Site]:
     to the layer. Refused: a layer whose operands are written while it runs. Linear time; no guard on a symbolic size.
     """
     fixed = fixed_nodes(graph)
-    effects = Effects(graph.module.graph)
+    effects = effects_of(graph)
     found: list[Site] = []
     for node in graph.module.graph.nodes:
         parts = _read(node, fixed)

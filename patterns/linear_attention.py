@@ -17,7 +17,7 @@ from .attention import with_value
 from .attention_site import Parts, arrange, bounds, inverse, name_axes, operand, or_none
 from .axes import Atom, Contraction, Layout, contraction, downward, einsum_of, resolved
 from .describe import description, element_bytes, named_dimensions
-from .effects import Effects
+from .effects import effects_of
 from .evaluate import before
 from .graph import NormalGraph
 from .linear import fixed_nodes
@@ -108,7 +108,7 @@ class _Finder:
     def __init__(self, graph: NormalGraph) -> None:
         self.graph = graph
         self.fixed = fixed_nodes(graph)
-        self.effects = Effects(graph.module.graph)
+        self.effects = effects_of(graph)
 
     def site(
         self, name: str, node: Node, spec: Contraction, divisor: Node | None, chain: Sequence[Node]

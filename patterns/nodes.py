@@ -108,6 +108,27 @@ def drop_unread_items(graph: Graph) -> None:
             graph.erase_node(node)
 
 
+def drop_unchanged(graph: Graph) -> None:
+    """Erase conversions that had nothing to do and returned their operand, as ``x.to(x.dtype)`` does.
+
+    A tracer takes what they return for a new value and has everybody after read that: a mask converted by each layer
+    would lead through all of them.
+    """
+    for node in [node for node in graph.nodes if operation(node) in ("to", "type_as", "contiguous")]:
+        source = node.args[0]
+        before, after = tensor(source), tensor(node)
+        if isinstance(source, Node) and before is not None and after is not None and _one_tensor(before, after):
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+
+
+def _one_tensor(source: Tensor, made: Tensor) -> bool:
+    """Whether a conversion of ``source`` is ``source``: what is converted lies elsewhere in memory."""
+    if source.layout is not torch.strided or made.layout is not torch.strided:
+        return False
+    return source.dtype == made.dtype and source.untyped_storage()._cdata == made.untyped_storage()._cdata
+
+
 def tensor(node: Any) -> Tensor | None:
     """The fake tensor of a node, or None when it computes something else."""
     value = node.meta.get("val") if isinstance(node, Node) else None

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from .by_example import without_examples
 from .functional import without_writes
 from .graph import NormalGraph
-from .nodes import drop_unread_items
+from .nodes import drop_unchanged, drop_unread_items
 from .reasons import Reason
 from .replay import ReplayingInterpreter
 
@@ -71,6 +71,7 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
         return Reason("not-normalised", "the retrace lost track of a computed value", tuple(lost))
     drop_unread_items(retraced.graph)
     _carry_over(module, retraced, fakes)
+    drop_unchanged(retraced.graph)
     if without_examples(retraced.graph):
         retraced.recompile()
     _forget_writes(retraced, fake_mode)

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from .axes import same
 from .describe import description, element_bytes, named_dimensions, shape_of, size_hint
-from .effects import Effects
+from .effects import Effects, effects_of
 from .graph import NormalGraph
 from .linear import row_names
 from .nodes import argument, operation, tensor
@@ -32,7 +32,7 @@ def find_norms(graph: NormalGraph, sites: Sites) -> list[Site]:
     A norm whose statistics are read elsewhere is refused (``weights-escape``), and a batch norm that updates running
     statistics (``mutation``). Linear time; no guard on a symbolic size.
     """
-    effects = Effects(graph.module.graph)
+    effects = effects_of(graph)
     found: list[Site] = []
     for node in graph.module.graph.nodes:
         parts: Spelled | Reason | None

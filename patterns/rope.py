@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from .axes import same
 from .describe import description, element_bytes, named_dimensions, shape_of
-from .effects import Effects
+from .effects import effects_of
 from .evaluate import concretely
 from .graph import NormalGraph
 from .linear import row_names
@@ -44,7 +44,7 @@ def find_rope(graph: NormalGraph, sites: Sites) -> list[Site]:
     is the cosine, is found by running the region. A table that is computed, but neither by a cosine nor a sine, is
     refused. Linear time; no guard on a symbolic size.
     """
-    effects = Effects(graph.module.graph)
+    effects = effects_of(graph)
     found: dict[Node, Rope] = {}
     for node in graph.module.graph.nodes:
         if _name(node) not in _ANCHORS:

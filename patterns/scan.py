@@ -13,7 +13,7 @@ from .carried import SHORTEST_REFUSAL, Refused
 from .chains import Step, find_chains
 from .cumulative import cumulative_sites
 from .describe import named_dimensions, size_hint
-from .effects import Effects
+from .effects import effects_of
 from .evaluate import concretely
 from .graph import NormalGraph
 from .loops import Influence, loop_site
@@ -40,7 +40,7 @@ def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason
     module = graph.module
     order = {node: index for index, node in enumerate(module.graph.nodes)}
     found: list[AnyScan] = []
-    effects = Effects(module.graph)
+    effects = effects_of(graph)
     chains = find_chains(module.graph)
     influence = Influence(module.graph, chains, {root for _, roots in effects.writes for root in roots})
     claimed: set[Node] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -23,9 +24,8 @@ class Segment:
     """What is computed between two places of a stream.
 
     ``inputs`` are in the order they are first read, ``entries`` those that come from the stream and end here,
-    ``exits`` what goes on; ``outputs`` all that is read outside. ``structure`` is equal for segments that differ in
-    the identity of their inputs only (weights, the stream): their nodes and inputs then correspond by position.
-    ``module`` is the path of the module whose one execution the segment is, "" when it was not cut out by modules.
+    ``exits`` what goes on; ``outputs`` all that is read outside. ``module`` is the path of the module whose one
+    execution the segment is, "" when it was not cut out by modules.
     """
 
     start: Place
@@ -35,8 +35,15 @@ class Segment:
     entries: tuple[Node, ...]
     exits: tuple[Node, ...]
     outputs: tuple[Node, ...]
-    structure: tuple[Any, ...]
     module: str = ""
+
+    @cached_property
+    def structure(self) -> tuple[Any, ...]:
+        """Equal for segments that differ in the identity of their inputs only (weights, the stream).
+
+        Their nodes and inputs then correspond by position. Most segments are never compared, so it waits to be asked.
+        """
+        return structure(self.nodes, self.inputs, self.outputs)
 
 
 def segment(order: Sequence[Node], members: set[Node], start: Place, end: Place) -> Segment:
@@ -64,7 +71,7 @@ def described(nodes: tuple[Node, ...], inside: set[Node], start: Place, end: Pla
         or (node in end.values)
     )
     exits = tuple(node for node in outputs if node in end.values)
-    return Segment(start, end, nodes, inputs, entries, exits, outputs, structure(nodes, inputs, outputs))
+    return Segment(start, end, nodes, inputs, entries, exits, outputs)
 
 
 def structure(nodes: Iterable[Node], inputs: Iterable[Node], outputs: Iterable[Node]) -> tuple[Any, ...]:

@@ -23,9 +23,11 @@ from laconic.passes.share_blocks import ShareBlocks
 from laconic.patterns.detect import detect
 from laconic.patterns.sites import Attention, Block, FeedForward
 from tests.backends.test_pieces import captured
+from tests.models.repeated import REPEATED
 
 WIDTH, HEADS = 16, 2
 EVERYTHING = [share_blocks_verb(overhead=1e9)]
+_INT8 = laconic.quantize("int8", min_features=1, min_products=0)
 
 
 class Layer(nn.Module):
@@ -196,6 +198,25 @@ def test_packed_weights_go_to_their_own_block(eager: Compiled) -> None:
     target = torch.ops.laconic.int8_linear.default
     counts = [len(piece.graph.find_nodes(op="call_function", target=target)) for piece in eager.pieces[1:]]
     assert max(counts) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "passes", "dynamic", "pieces"),
+    [
+        ("vit", 4, (_INT8,), True, 4),
+        ("jamba", 8, (_INT8,), False, 8),
+        ("dit", 3, (_INT8, laconic.sparse_attention("window", size=4)), False, 3),
+    ],
+    ids=["vit", "jamba", "dit"],
+)
+@torch.no_grad()
+def test_blocks_are_found_again_after_other_passes(
+    eager: Compiled, name: str, layers: int, passes: tuple[Any, ...], dynamic: bool, pieces: int
+) -> None:
+    model, args, kwargs = REPEATED[name](layers)
+    compiled = fast(model.eval(), *passes, dynamic=dynamic)
+    compiled(*args, **kwargs)
+    assert shared(compiled) == [f"{pieces} pieces of equal blocks"], str(laconic.report(compiled))
 
 
 @torch.no_grad()

@@ -127,6 +127,66 @@ class Turns(nn.Module):
         return x
 
 
+class Mixed(nn.Module):
+    """A layer made of two wrappers of one class that hold different things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = Residual(nn.Conv1d(WIDTH, WIDTH, 3, padding=1))
+        self.work = Residual(nn.Sequential(nn.Conv1d(WIDTH, 32, 1), nn.InstanceNorm1d(32), nn.Conv1d(32, WIDTH, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.work(self.mix(x))
+
+
+class Stages(nn.Module):
+    """Between its layers and the next stage are wrappers like those in them, in a module with a layer of its own."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Mixed() for _ in range(depth))
+        down = Mixed()
+        self.down = nn.Sequential(down.mix, down.work, nn.Conv1d(WIDTH, 2 * WIDTH, 2, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.down(x)
+
+
+class Past(Stack):
+    """Calls the ``forward`` of its layers past the modules."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for layer in self.layers:
+            x = layer.forward(x)
+        return self.head(x)
+
+
+class Split(nn.Module):
+    """Attention and feed-forward, each with its sum, called one after the other."""
+
+    def __init__(self, shift: int = 0) -> None:
+        super().__init__()
+        self.mix, self.work = Residual(nn.Sequential(nn.LayerNorm(WIDTH), Attend())), Residual(Feed())
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.work(self.mix(x + self.shift))
+
+
+class Masked(Stack):
+    """Every layer converts the mask to the type it has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = (x.mean(-1) > 0).to(x.dtype)
+        x = self.embed(x)
+        for layer in self.layers:
+            x = layer(x * keep.to(x.dtype).unsqueeze(-1))
+        return self.head(x)
+
+
 def blocks(model: nn.Module, *inputs: Tensor) -> list[Block]:
     torch.manual_seed(0)
     graph, *_ = captured(model.eval(), *inputs)
@@ -200,3 +260,25 @@ def test_towers_that_run_in_turns_are_two_stacks() -> None:
 
     found = blocks(Towers(), torch.randn(2, 6, 8), torch.randn(2, 6, 8))
     assert sorted(seen(found)) == [(0, "one.0", 0), (0, "one.1", 1), (1, "other.0", 0), (1, "other.1", 1)]
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_wrappers_within_layers_and_between_stages_are_no_blocks(depth: int) -> None:
+    found = blocks(Stages(depth), torch.randn(2, WIDTH, 8))
+    assert seen(found) == layers(*[0] * depth)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_layers_called_past_their_modules_are_found(shift: int) -> None:
+    """Dynamo then notes only the modules in them: what holds equal children in one list is a layer."""
+    model = Past([Split(), Split(shift), Split()])
+    found = blocks(model, torch.randn(2, 6, 8))
+    assert [(block.module, len(block.members) > 0) for block in found] == [
+        (f"layers.{index}", True) for index in range(3)
+    ]
+
+
+def test_conversions_that_change_nothing_do_not_tell_layers_apart() -> None:
+    found = blocks(Masked([Layer(), Layer(), Layer()]), torch.randn(2, 6, 8))
+    assert seen(found) == layers(0, 0, 0)
+    assert all(len(block.outputs) == 1 for block in found)

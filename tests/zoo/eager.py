@@ -27,8 +27,10 @@ hold it or not.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -421,14 +423,8 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
             if member.keys:
                 lists[paths[holders[child]]].append(member)
 
-    handles = [child.register_forward_pre_hook(enter, with_kwargs=True) for child in paths]
-    handles += [child.register_forward_hook(leave, with_kwargs=True) for child in paths]
-    try:
-        with torch.no_grad(), tracker:
-            found.result = call(module, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), tracker, _watched(paths, enter, leave):
+        found.result = call(module, inputs)
     read = 0
     for leaf in tree_leaves(_plain(found.result)):
         if isinstance(leaf, Tensor):
@@ -495,6 +491,32 @@ def _grouped(lists: Mapping[str, Sequence[Member]], paths: Mapping[nn.Module, st
                 whole.returned |= member.returned
                 whole.normed |= member.normed
     return found
+
+
+@contextlib.contextmanager
+def _watched(modules: Iterable[nn.Module], enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[None]:
+    """``enter`` and ``leave`` around each ``forward``, also where one is called past its module, which no hook sees."""
+
+    def watched(child: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            enter(child, args, kwargs)
+            result = forward(*args, **kwargs)
+            leave(child, args, kwargs, result)
+            return result
+
+        return run
+
+    own = {child: child.__dict__.get("forward") for child in modules}
+    for child in own:
+        child.forward = watched(child, child.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for child, forward in own.items():
+            del child.__dict__["forward"]
+            if forward is not None:
+                child.forward = forward  # type: ignore[method-assign]
 
 
 def _floats(value: Any) -> bool:

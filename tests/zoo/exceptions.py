@@ -12,8 +12,6 @@ EXCEPTIONS: dict[str, str] = {
     "switch": f"{_CHOSEN} Layers that hold them are in no single graph.",
     "hidream": f"{_CHOSEN} Layers that hold them are in no single graph.",
     "canine": "The two encoders of characters have one layer each: nothing repeats.",
-    "squeezebert": "Layers are 1x1 convolutions whose output and post-attention parts are modules that add and"
-    " normalise: detection takes these for the layers, eager counts the layers around them as none.",
     **dict.fromkeys(
         ("flaubert", "xlm"),
         "Attentions and feed-forward layers are two lists, used in turn by a loop that breaks the graph between them.",
@@ -25,9 +23,4 @@ EXCEPTIONS: dict[str, str] = {
     " (five softmaxes in each layer, for blocks of queries) puts all their weights into one matrix, which it hands to"
     " its caller, who drops it: in that graph they are a result.",
     "nllb-moe": f"{_CHOSEN} Layers that hold them are in no single graph.",
-    **dict.fromkeys(
-        ("timm-shvit", "timm-efficientvit-m0"),
-        "Wrappers that add what they hold to the stream stand inside blocks and between the stages: detection reports"
-        " each as a block, eager counts the blocks around them.",
-    ),
 }

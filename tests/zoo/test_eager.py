@@ -102,11 +102,32 @@ class Talking(nn.Module):
         return x * torch.sigmoid(self.feed(x.mean(1, keepdim=True)))
 
 
+class Past(Stack):
+    """Calls ``forward`` past the module, which runs no hook."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+
+
+class Short(Stack):
+    """Runs a last layer whose result nobody reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        *layers, last = self.layers
+        for layer in layers:
+            x = layer(x)
+        last(x)
+        return x
+
+
 CASES: dict[str, tuple[nn.Module, dict[str, int]]] = {
     "fused": (Residual(Attend()), {"attention": 1}),
     "written-out": (Residual(Attend(False)), {"attention": 1}),
     "stack": (Stack(Layer(), Layer(False)), {"attention": 2, "feedforward": 2, "block": 2}),
     "gated": (Stack(Layer(gated=True), Layer(gated=True)), {"attention": 2, "feedforward": 2, "block": 2}),
+    "past-the-module": (Past(Layer(), Layer()), {"attention": 2, "feedforward": 2, "block": 2}),
     "one-layer": (Stack(Layer()), {"attention": 1, "feedforward": 1}),
     "no-residual": (Feed(), {}),
     "another-width": (nn.Sequential(Feed(wide=6)), {}),
@@ -145,3 +166,8 @@ def test_what_nobody_reads_is_counted_apart() -> None:
     found = observe(Row("streams", "", "", ""), Streams().eval(), {"x": torch.randn(2, 4, 8)})
     for counts in (found.counts, found.unread):
         assert {kind: counts[kind] for kind in ("attention", "feedforward")} == {"attention": 1, "feedforward": 1}
+
+
+def test_a_member_that_ran_for_nothing_is_told_from_the_others() -> None:
+    found = observe(Row("", "", "", ""), Short(Layer(), Layer(), Layer()).eval(), {"x": torch.randn(2, 4, 8)})
+    assert (found.blocks, found.unread_blocks) == (["layers.0", "layers.1"], ["layers.2"])

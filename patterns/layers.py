@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from .describe import running_modules
 from .graph import NormalGraph
-from .nodes import CASTS, CONTRACTIONS, MOVEMENTS, operation, readers, tensor
+from .nodes import CASTS, CONTRACTIONS, DROPOUTS, MOVEMENTS, operation, readers, tensor
 from .segments import type_of
 from .sites import Site
 
@@ -28,6 +28,9 @@ STOPS = CONTRACTIONS | {"linear", "softmax", "embedding", "scaled_dot_product_at
 
 _SUMS = frozenset({"add", "add_", "sub", "sub_", "addcmul", "addcmul_", "lerp", "lerp_"})
 _VIEWS = MOVEMENTS | CASTS
+_SCALED = DROPOUTS | {"mul", "mul_", "div"}
+_AFTER = 12
+"""Nodes from the end of a module to the sum its caller adds it in, at most."""
 
 _PARTS = {"attention": "mixing", "scan": "mixing", "feedforward": "channels", "moe": "channels"}
 """Kinds of sites as what they do to tokens."""
@@ -71,7 +74,9 @@ def find_layers(
     in the size of the graph times the depth of its module tree; no guard on a symbolic size.
     """
     found = []
-    for path, kind, first, last in _executions(order):
+    ran = {path for node in order for path in running_modules(node)}
+    position = {node: index for index, node in enumerate(order)}
+    for path, kind, first, last in _executions(order, ran):
         nodes = [node for node in order[first : last + 1] if node.op == "call_function"]
         if not any(node in layers for node in nodes):
             continue
@@ -81,6 +86,11 @@ def find_layers(
             # What comes in may be joined with a skip right in front of the module.
             joined = _joined(nodes)
             pairs = _pairs(graph, [*joined, *nodes], layers, kept, frozenset(joined)) if joined else ()
+        if not pairs and _held(path, ran):
+            added = _added(nodes, order, last)
+            pairs = _pairs(graph, [*nodes, *added], layers, kept) if added else ()
+            pairs = pairs if all(_read(entry, nodes, layers) for entry, _ in pairs) else ()
+            nodes, last = ([*nodes, *added], position[added[-1]]) if pairs else (nodes, last)
         if pairs:
             parts: frozenset[Any] = frozenset(doing[node] for node in nodes if node in doing)
             parts = parts or frozenset(_weighted(node) for node in nodes if node in layers)
@@ -95,9 +105,8 @@ def agreeing(layers: Sequence[Layer]) -> list[Layer]:
     return [layer for layer in layers if any(counts[key] > 1 for key in layer.keys)]
 
 
-def _executions(order: Sequence[Node]) -> Iterable[tuple[str, Any, int, int]]:
-    """``(path, class, first, last)`` of every run of neighbours that one module executed."""
-    ran = {path for node in order for path in running_modules(node)}
+def _executions(order: Sequence[Node], ran: Collection[str]) -> Iterable[tuple[str, Any, int, int]]:
+    """``(path, class, first, last)`` of every run of neighbours that one module executed; ``ran`` has all paths."""
     around = functools.cache(lambda path: _unseen(path, ran))
     open_: dict[str, list[Any]] = {}
     for index, node in enumerate(order):
@@ -131,6 +140,43 @@ def _unseen(path: str, ran: Collection[str]) -> list[str]:
     names = path.split(".")
     around = [".".join(names[:length]) for length in range(1, len(names))]
     return [one for holder, one in itertools.pairwise(around) if one not in ran and holder not in ran]
+
+
+def _held(path: str, ran: Collection[str]) -> bool:
+    """True for a member of a list: what holds it never ran."""
+    holder = path.rpartition(".")[0]
+    return bool(holder) and holder not in ran
+
+
+def _added(nodes: Sequence[Node], order: Sequence[Node], last: int) -> list[Node]:
+    """What the caller does with the one result of ``nodes``, up to the sum that takes it; [] when there is none.
+
+    Where lists of parts take turns (an attention of one, a feed-forward of the other) the caller adds them up.
+    """
+    inside = set(nodes)
+    reached: dict[Node, None] = {}
+    for node in order[last + 1 : last + 1 + _AFTER]:
+        if not any(read in inside or read in reached for read in node.all_input_nodes):
+            continue
+        if operation(node) in _SUMS:
+            return [*reached, node]
+        if operation(node) not in _VIEWS and operation(node) not in _SCALED:
+            break
+        reached[node] = None
+    return []
+
+
+def _read(entry: Node, nodes: Sequence[Node], layers: set[Node]) -> bool:
+    """True when ``nodes`` read ``entry``, or what norms and scales make of it."""
+    inside = set(nodes)
+    pending = list(dict.fromkeys(read for node in nodes for read in node.all_input_nodes if read not in inside))
+    steps = len(pending) + _AFTER
+    for node in pending:  # which grows
+        if node is entry:
+            return True
+        if node not in layers and operation(node) not in STOPS and len(pending) < steps:
+            pending += node.all_input_nodes
+    return False
 
 
 def _weighted(node: Node) -> tuple[Any, ...]:

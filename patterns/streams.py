@@ -23,6 +23,9 @@ WIDEST = 4
 
 _SOURCES = 6
 
+_CHOOSING = MOVEMENTS | {"slice", "select", "cat", "expand", "roll", "clamp", "masked_fill", "where"}
+"""What may be done to token numbers on their way to the embedding."""
+
 
 @dataclass(frozen=True, eq=False)
 class Place:
@@ -85,7 +88,7 @@ def streams(graph: NormalGraph, position: dict[Node, int], skips: Mapping[Node, 
     for node in nodes:
         if node in bit:
             reached[node] = bit[node]
-        elif node.op == "call_function" and (_floating(node.meta.get("val")) or operation(node) in MOVEMENTS):
+        elif node.op == "call_function" and (_floating(node.meta.get("val")) or operation(node) in _CHOOSING):
             bits = 0
             for read in node.all_input_nodes:
                 bits |= reached.get(read, 0)

@@ -187,6 +187,28 @@ class Masked(Stack):
         return self.head(x)
 
 
+class Parts(nn.Module):
+    """Two lists of parts in turns; the caller adds what they return. ``lateral``: to a value they do not read."""
+
+    def __init__(self, depth: int, normed: bool = False, lateral: bool = False) -> None:
+        super().__init__()
+        self.embed, self.other = nn.Embedding(9, WIDTH), nn.Embedding(9, WIDTH)
+        self.mixing = nn.ModuleList(Attend() for _ in range(depth))
+        self.working = nn.ModuleList(Feed() for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(depth))
+        self.normed, self.lateral = normed, lateral
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x, y = self.embed(ids[:, 1:]), self.other(ids[:, 1:])
+        for index, (mix, work, norm) in enumerate(zip(self.mixing, self.working, self.norms, strict=True)):
+            if self.lateral:
+                y = y + (index + 0.5) * work(x)
+                continue
+            x = x + F.dropout(mix(norm(x) if self.normed else x), 0.1, self.training)
+            x = norm(x + work(x))
+        return y if self.lateral else x
+
+
 def blocks(model: nn.Module, *inputs: Tensor) -> list[Block]:
     torch.manual_seed(0)
     graph, *_ = captured(model.eval(), *inputs)
@@ -282,3 +304,17 @@ def test_conversions_that_change_nothing_do_not_tell_layers_apart() -> None:
     found = blocks(Masked([Layer(), Layer(), Layer()]), torch.randn(2, 6, 8))
     assert seen(found) == layers(0, 0, 0)
     assert all(len(block.outputs) == 1 for block in found)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_parts_that_their_caller_adds_up_are_layers(normed: bool) -> None:
+    found = blocks(Parts(3, normed), torch.randint(9, (2, 7)))
+    assert [(block.stack, block.module) for block in found] == [
+        (0, f"{part}.{index}") for index in range(3) for part in ("mixing", "working")
+    ]
+    assert [block.variant for block in found] == [0, 1] * 3
+    assert all(one.exits != one.entries and len(one.exits) == 1 for one in found)
+
+
+def test_what_is_added_to_another_value_is_no_layer() -> None:
+    assert blocks(Parts(3, lateral=True), torch.randint(9, (2, 7))) == []

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from .axes import same
 from .describe import description, element_bytes, named_dimensions, shape_of
-from .effects import effects_of
+from .effects import Effects, effects_of
 from .evaluate import concretely
 from .graph import NormalGraph
 from .linear import row_names

@@ -12,10 +12,6 @@ EXCEPTIONS: dict[str, str] = {
     "switch": f"{_CHOSEN} Layers that hold them are in no single graph.",
     "hidream": f"{_CHOSEN} Layers that hold them are in no single graph.",
     "canine": "The two encoders of characters have one layer each: nothing repeats.",
-    **dict.fromkeys(
-        ("flaubert", "xlm"),
-        "Attentions and feed-forward layers are two lists, used in turn by a loop that breaks the graph between them.",
-    ),
     **dict.fromkeys(("dbrx", "jetmoe"), f"{_CHOSEN} The layers are in no single graph."),
     "mochi": "Each attention loops over the batch and asks which tokens are no padding; a break in a loop leaves"
     " the whole attention to Python, in no graph. The layers around are cut in pieces.",

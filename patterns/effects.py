@@ -118,22 +118,22 @@ def _shared(node: Node, root: Node) -> bool:
     return view.untyped_storage()._cdata == whole.untyped_storage()._cdata
 
 
-_shared: weakref.WeakKeyDictionary[NormalGraph, Effects] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[NormalGraph, Effects] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def shared_effects(graph: NormalGraph) -> Iterator[None]:
     """Inside, :func:`effects_of` this graph computes nothing anew: for those who promise not to change it."""
-    _shared[graph] = Effects(graph.module.graph)
+    _kept[graph] = Effects(graph.module.graph)
     try:
         yield
     finally:
-        del _shared[graph]
+        del _kept[graph]
 
 
 def effects_of(graph: NormalGraph) -> Effects:
     """What is written and what is constant in ``graph`` as it is now."""
-    known = _shared.get(graph)
+    known = _kept.get(graph)
     return Effects(graph.module.graph) if known is None else known
 
 

@@ -19,6 +19,13 @@ _LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_
 
 ROWS = (
     _row(
+        "zamba",
+        "ZambaForCausalLM",
+        "ZambaMambaMixer",
+        {"num_hidden_layers": 6, "attn_layer_period": 3, "attn_layer_offset": 2}
+        | {"mamba_d_state": 4, "mamba_dt_rank": 4, "n_mamba_heads": 1},  # each head runs a recurrence of its own
+    ),
+    _row(
         "zamba2",
         "Zamba2ForCausalLM",
         "Zamba2MambaMixer",

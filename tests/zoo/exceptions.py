@@ -9,7 +9,8 @@ EXCEPTIONS: dict[str, str] = {
     " drops them: in that graph they are a result. The encoder's attentions are found.",
     "timm-sequencer": "torch.compile does not trace the LSTM module each layer runs: the graph ends before it, in every"
     " layer.",
-    "switch": f"{_CHOSEN} Layers that hold them are in no single graph.",
+    "switch": f"{_CHOSEN} Layers that hold them are in no single graph. Capturing sizes that depend on values changes"
+    " nothing: a loop that turns as often as experts are hit is not unrolled.",
     "hidream": f"{_CHOSEN} Layers that hold them are in no single graph.",
     "canine": "The two encoders of characters have one layer each: nothing repeats.",
     **dict.fromkeys(("dbrx", "jetmoe"), f"{_CHOSEN} The layers are in no single graph."),

@@ -4,8 +4,8 @@
 steps with the same solver and the caches of other libraries. Pieces run eagerly and are counted. Tables, coefficients
 and, for each budget, the policy and its settings are chosen on calibration seeds; errors are those on evaluation seeds
 that nothing was chosen on. Peers are given their best setting on the evaluation seeds.
-``time``: wall-clock of whole trajectories through Inductor, interleaved, beside what the FLOPs predict.
-``peers-time``: the same for the other libraries, compiled.
+``time``: wall-clock of whole trajectories through Inductor, in turns, beside what the FLOPs predict.
+``peers-time``: the same for the other libraries, compiled, each in a process of its own.
 ``overhead``: what a policy costs that never reuses anything.
 ``train``: train HarmoniCa routers on the calibration seeds and store their tables.
 
@@ -19,7 +19,6 @@ import argparse
 import functools
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ import cache_peers
 import timing
 import torch
 from cache_setups import CALIBRATION, EVALUATION, SETUPS, GuidedDigits, Setup, counted, digits
+from cache_timing import clocked, in_turns, measure, timed
 from torch import Tensor
 
 import laconic
@@ -42,7 +42,7 @@ REPAY = (0.0, 0.5)
 FEW = ("taylor", "static")
 """Policies that are run where each row of a curve takes long."""
 RATE = 0.15
-"""Of the routers' optimiser: the paper's 0.01 is for 20 000 iterations."""
+"""Of the routers' optimiser: the paper's 0.01 is for 20 000 iterations. They begin with every second step."""
 
 
 def settings(setup: Setup) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
@@ -60,6 +60,9 @@ def settings(setup: Setup) -> Iterator[tuple[str, str, Callable[[], dict[str, An
         yield _named("taylor", interval=interval, level="layers")
         yield _named("taylor", interval=interval, level="layers", warmup=3)
     yield _named("taylor", interval=2, level="layers", warmup=2)
+    for first, behind in ((0, 0), (0.83, 0.97), (0.3, 0.63), (0.43, 0.97)):
+        name = f"static every second step, all from {first:.0%} to {behind:.0%}, level=layers, order=1"
+        yield name, "static", functools.partial(windowed, setup.steps, first, behind)
     for threshold in (0.05, 0.1, 0.2, 0.3):
         for order in (0, 1):
             yield _named("first-block", threshold=threshold, order=order)
@@ -79,10 +82,19 @@ def settings(setup: Setup) -> Iterator[tuple[str, str, Callable[[], dict[str, An
         for repay in REPAY:
             name = f"static table=searched, {count} of {setup.steps} computed, order=1, repay={repay}"
             yield name, "static", functools.partial(searched, count, repay)
-    for cost, table in _trained(setup).items():
-        for order in (0, 1):
-            name = f"static table=trained router, cost {cost}, order={order}"
-            yield name, "static", functools.partial(dict, table=table, order=order)
+    # What the routers begin with.
+    yield _named("taylor", interval=2, level="layers", order=0)
+    for router in _trained(setup):
+        order, table = router["order"], router["table"]
+        name = f"static table=trained router, cost {router['cost']}, order={order}"
+        yield name, "static", functools.partial(dict, table=table, order=order)
+
+
+def windowed(steps: int, first: float, behind: float) -> dict[str, Any]:
+    """Every second step, the first three, and all in a part of the trajectory."""
+    window = range(round(first * steps), round(behind * steps))
+    table = [step < 3 or step % 2 == 0 or step in window for step in range(steps)]
+    return {"table": table, "level": "layers", "order": 1}
 
 
 def guided_settings(setup: Setup) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
@@ -128,9 +140,9 @@ def _named(policy: str, **chosen: Any) -> tuple[str, str, Callable[[], dict[str,
     return name, policy, functools.partial(dict, **chosen)
 
 
-def _trained(setup: Setup) -> dict[str, Any]:
+def _trained(setup: Setup) -> list[dict[str, Any]]:
     known = json.loads(TABLES.read_text()) if TABLES.exists() else {}
-    return dict(known.get(setup.name, {}).get("tables", {}))
+    return list(known.get(setup.name, {}).get("routers", []))
 
 
 def compiled(model: Any, policy: str, chosen: Mapping[str, Any]) -> Any:
@@ -280,96 +292,6 @@ def at_budgets(rows: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
     return found
 
 
-def wall(setup: Setup, rounds: int) -> dict[str, Any]:
-    """Trajectories in turns: the median over rounds of the time relative to the plain compile's, beside the FLOPs."""
-    steps = setup.steps
-    variants: dict[str, tuple[Any, float, int]] = {"torch.compile": (torch.compile(setup.model), 1.0, steps)}
-    for interval in (2, 3, 4):
-        count = sum(step % interval == 0 or step == steps - 1 for step in range(steps))
-        fast = compiled(setup.model, "taylor", {"interval": interval, "repay": 0.5})
-        variants[f"taylor interval={interval}"] = (fast, count / steps, steps)
-    table = laconic.search_table(setup.outputs(CALIBRATION), steps // 2, order=1)
-    variants["static, searched"] = (compiled(setup.model, "static", {"table": table, "order": 1}), 0.5, steps)
-    variants["fewer steps"] = (variants["torch.compile"][0], 0.5, steps // 2)
-
-    def run(network: Any, count: int) -> None:
-        if count < steps or network is variants["torch.compile"][0]:
-            setup.draw(network, 0, count)
-        else:
-            with laconic.session(network, steps=steps):
-                setup.draw(network, 0, steps)
-
-    seconds = in_turns({name: lambda v=value: run(v[0], v[2]) for name, value in variants.items()}, rounds)
-    return {name: timed(name, seconds, share) for name, (_, share, _) in variants.items()}
-
-
-def in_turns(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each by round, after two rounds that do not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    for turn in range(-2, rounds):
-        # The order turns, so that no variant always runs with another's leftovers in the cache.
-        start = turn % len(names)
-        for name in (*names[start:], *names[:start]):
-            begin = time.perf_counter()
-            runs[name]()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def timed(name: str, seconds: Mapping[str, list[float]], share: float, base: str = "torch.compile") -> dict[str, Any]:
-    pairs = zip(seconds[name], seconds[base], strict=True)
-    ratio = statistics.median(mine / other for mine, other in pairs)
-    print(f"  {name:<44} FLOPs {share:.3f}   time {ratio:.3f}   time / FLOPs {ratio / share:.3f}", flush=True)
-    milliseconds = 1000 * statistics.median(seconds[name])
-    return {"flops": share, "time": ratio, "time_over_flops": ratio / share, "milliseconds": milliseconds}
-
-
-def peers_time(setup: Setup, rounds: int, names: list[str]) -> dict[str, Any]:
-    """One setting of each library, compiled, interleaved with the plain compile and with laconic."""
-    from torch._dynamo.utils import counters
-
-    full = setup.flops()
-    plain = torch.compile(setup.model)
-    fast = compiled(setup.model, "taylor", {"interval": 2})
-
-    def ours() -> None:
-        with laconic.session(fast, steps=setup.steps):
-            setup.draw(fast, 0, setup.steps)
-
-    runs: dict[str, Callable[[], Any]] = {"torch.compile": lambda: setup.draw(plain, 0, setup.steps)}
-    runs["laconic taylor interval=2"] = ours
-    shares = {"torch.compile": 1.0, "laconic taylor interval=2": math.ceil(setup.steps / 2 + 0.5) / setup.steps}
-    more: dict[str, dict[str, Any]] = {}
-    for choice in cache_peers.choices(setup):
-        if not choice.timed or not any(name in choice.name for name in names):
-            continue
-        try:
-            peer = choice.make(setup)
-            peer.reset()
-            shares[choice.name] = counted(lambda peer=peer: setup.draw(peer.model, 0, setup.steps))[1] / full
-            counters.clear()
-            network = torch.compile(peer.model)
-
-            def run(peer: cache_peers.Peer = peer, network: Any = network) -> None:
-                peer.reset()
-                setup.draw(network, 0, setup.steps)
-
-            run(), run()
-            more[choice.name] = {
-                "graph_breaks": sum(counters["graph_break"].values()),
-                "graphs": counters["stats"]["unique_graphs"],
-            }
-            runs[choice.name] = run
-        except Exception as error:  # a peer's failure is a result
-            more[choice.name] = {"failed": f"{type(error).__name__}: {error}".split("\n")[0][:160]}
-            print(f"  {choice.name} failed: {more[choice.name]['failed']}", flush=True)
-    seconds = in_turns(runs, rounds)
-    found = {name: timed(name, seconds, shares[name]) for name in runs}
-    return {name: {**found.get(name, {}), **more.get(name, {})} for name in {**found, **more}}
-
-
 def overhead(setup: Setup, rounds: int) -> dict[str, Any]:
     """Time of three calls relative to the unsplit compile, in turns; the median of the ratios within a round."""
     off: dict[str, tuple[str, dict[str, Any]]] = {
@@ -386,36 +308,38 @@ def overhead(setup: Setup, rounds: int) -> dict[str, Any]:
     # One draw to compare, two that do not count, and the rounds.
     with laconic.session(*fast.values(), steps=3 * (rounds + 3)), torch.no_grad():
         ends = {name: setup.draw(network, 0, 3) for name, network in variants.items()}
-        seconds = in_turns({name: lambda v=value: setup.draw(v, 0, 3) for name, value in variants.items()}, rounds)
+        runs = {name: clocked(lambda v=value: setup.draw(v, 0, 3)) for name, value in variants.items()}
+        seconds = in_turns(runs, rounds)
     for name in variants:
         figures[name] = timed(name, seconds, 1.0, "unsplit compile")
         figures[name]["relative_l2_to_unsplit"] = distance(ends[name], ends["unsplit compile"])
     return figures
 
 
-def train(setup: Setup, costs: list[float], iterations: int) -> dict[str, Any]:
-    """HarmoniCa tables of routers for the digits transformer, by cost; two samples of each calibration seed."""
+def train(setup: Setup, costs: list[float], iterations: int, order: int) -> None:
+    """Tables of HarmoniCa routers for the digits transformer, by cost; two samples of each calibration seed."""
     setup = digits(setup.steps, batch=2)
-    tables = {}
+    begin_with = laconic.interval_table(setup.steps, 2)
+
+    def sampler(network: Any, iteration: int) -> Tensor:
+        return setup.draw(network, CALIBRATION[iteration % len(CALIBRATION)], setup.steps)
+
     for cost in costs:
         begin = time.perf_counter()
         torch._dynamo.reset()
-
-        def sampler(network: Any, iteration: int) -> Tensor:
-            return setup.draw(network, CALIBRATION[iteration % len(CALIBRATION)], setup.steps)
-
+        chosen = {"iterations": iterations, "cost": cost, "order": order, "rate": RATE}
         router = laconic.train_router(
-            setup.model, sampler, steps=setup.steps, iterations=iterations, cost=cost, rate=RATE, reweigh=iterations
+            setup.model, sampler, steps=setup.steps, start=begin_with, reweigh=iterations, **chosen
         )
-        table = router.table()
+        table = [[int(value) for value in line] for line in router.table()]
         computed = sum(map(sum, table)) / sum(map(len, table))
-        print(f"  cost {cost}: {computed:.3f} of the layers computed, {time.perf_counter() - begin:.0f} s", flush=True)
-        tables[str(cost)] = [[int(value) for value in line] for line in table]
-    known = json.loads(TABLES.read_text()) if TABLES.exists() else {}
-    mine = known.setdefault(setup.name, {"iterations": iterations, "rate": RATE, "seeds": CALIBRATION, "tables": {}})
-    mine["tables"] |= tables
-    TABLES.write_text(json.dumps(known) + "\n")
-    return {cost: sum(map(sum, table)) for cost, table in tables.items()}
+        seconds = time.perf_counter() - begin
+        print(f"  cost {cost}, order {order}: {computed:.3f} of the layers computed, {seconds:.0f} s", flush=True)
+        known = json.loads(TABLES.read_text()) if TABLES.exists() else {}
+        mine = known.setdefault(setup.name, {"start": "interval 2", "seeds": CALIBRATION, "routers": []})
+        mine["routers"] = [item for item in mine["routers"] if (item["cost"], item["order"]) != (cost, order)]
+        mine["routers"].append({**chosen, "computed": computed, "seconds": round(seconds), "table": table})
+        TABLES.write_text(json.dumps(known) + "\n")
 
 
 def main() -> None:
@@ -423,7 +347,8 @@ def main() -> None:
     parser.add_argument("part", choices=("curve", "time", "peers-time", "overhead", "train"))
     parser.add_argument("--setup", choices=list(SETUPS), default="digits")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--costs", nargs="*", type=float, default=[0.1, 0.3], help="of the routers to train")
+    parser.add_argument("--costs", nargs="*", type=float, default=[0.0003, 0.003], help="of the routers to train")
+    parser.add_argument("--order", type=int, default=0, help="of the forecasts the routers are trained with")
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--peers", nargs="*", default=[""], help="parts of the names of peers to time")
     parser.add_argument("--afresh", action="store_true", help="measure rows again that are there already")
@@ -434,7 +359,7 @@ def main() -> None:
     setup = SETUPS[arguments.setup]()
     print(f"{setup.name}: {arguments.part}")
     if arguments.part == "train":
-        train(setup, arguments.costs, arguments.iterations)
+        train(setup, arguments.costs, arguments.iterations, arguments.order)
         return
     known = json.loads(arguments.out.read_text())["figures"] if arguments.out.exists() else {}
     mine = known.setdefault(arguments.setup, {})
@@ -447,10 +372,14 @@ def main() -> None:
     if arguments.part == "curve":
         keep(curve(setup, list(before), keep))
         return
-    measure = {"time": wall, "overhead": overhead}.get(arguments.part)
-    rows = measure(setup, arguments.rounds) if measure else peers_time(setup, arguments.rounds, arguments.peers)
-    if arguments.part == "peers-time":
-        rows = {**before, **rows}
+    if arguments.part == "overhead":
+        rows = overhead(setup, arguments.rounds)
+    elif arguments.part == "time":
+        rows = measure(arguments.setup, arguments.rounds)
+    else:
+        named = [choice.name for choice in cache_peers.choices(setup) if choice.timed]
+        named = [name for name in named if any(part in name for part in arguments.peers)]
+        rows = {**before, **measure(arguments.setup, arguments.rounds, named)}
     keep({"setup": setup.name, "rounds": arguments.rounds, "machine": timing.machine(), "rows": rows})
 
 

@@ -7,7 +7,7 @@ from torch.fx import Node
 from ..patterns.reasons import Reason
 from ..patterns.sites import Attention, Block, FeedForward, GatheredAttention, LinearAttention
 from .base import PlanContext, nearest
-from .cached_regions import around_blocks, around_branch, stacks
+from .cached_regions import around_blocks, around_branch, other_branches, stacks
 from .latent import whole_network
 from .plan import CachedRegion, Plan
 from .reuse import CachePolicy, unfit
@@ -72,6 +72,8 @@ def _layers(context: PlanContext, policy: CachePolicy, watch: tuple[Node, ...]) 
             # An attention and a feed-forward that one layer projects together are one branch.
             taken.update(region.exits)
             regions.append(region)
+    for block in (block for blocks in found for block in blocks):
+        regions += other_branches(context.graph, policy, block, taken)
     regions.sort(key=lambda region: order[region.exits[-1]])
     for number, region in enumerate(regions):
         plan.regions.append(

@@ -21,6 +21,7 @@ from .plan import CachedRegion
 
 _SUMS = frozenset({"add", "add_"})
 _PRODUCTS = frozenset({"mul", "mul_"})
+_MATRIX_PRODUCTS = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention", "convolution"})
 _SUMMED = 16
 """Values looked at on the way back from a sum to the stream, at most."""
 
@@ -147,6 +148,48 @@ def around_branch(
     if not set(site.outputs) <= inside:
         return Reason("weights-escape", f"{site.id} is read outside its branch", (site.outputs[0].name,))
     return region
+
+
+def other_branches(graph: NormalGraph, policy: Policy, block: Block, taken: Iterable[Node]) -> list[CachedRegion]:
+    """Residual branches of a block whose exits are none of ``taken``, found by the sums its stream runs through.
+
+    They are what an earlier pass made of layers that had sites: the products in 8 bits, the attention in blocks. Only
+    blocks of one stream are looked at; branches that multiply nothing are left out.
+    """
+    if len(block.exits) != 1:
+        return []
+    known, found = set(taken), []
+    node = block.exits[0]
+    for _ in range(_SUMMED):
+        summed = _stream_and_branch(node, set(block.entries))
+        if summed is None:
+            break
+        node, value = summed
+        exit = _before_gate(value, set(block.interior))
+        region = CachedRegion(entries=(node,), exits=(exit,), policy=policy, site=block)
+        inside = region_nodes(graph, region)
+        if known.isdisjoint(inside) and any(map(_multiplies, inside)):
+            found.append(region)
+    return found
+
+
+def _multiplies(node: Node) -> bool:
+    return getattr(node.target, "namespace", None) == "laconic" or operation(node) in _MATRIX_PRODUCTS
+
+
+def _stream_and_branch(node: Node, entries: set[Node]) -> tuple[Node, Node] | None:
+    """What a sum on the stream adds: the stream before it, and the branch."""
+    name = operation(node)
+    if name in _SUMS and len(node.args) >= 2:
+        pairs = [(node.args[0], node.args[1]), (node.args[1], node.args[0])]
+    elif name == "addcmul":
+        pairs = [(node.args[0], node.args[1])]
+    else:
+        return None
+    for stream, value in pairs:
+        if isinstance(stream, Node) and isinstance(value, Node) and _continues(stream, entries):
+            return stream, value
+    return None
 
 
 def _ancestors(graph: NormalGraph, nodes: Iterable[Node]) -> set[Node]:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from ..passes.base import Disable, Pass, UserError
 from ..passes.report import GraphReport
-from . import known_numbers, registry, whole_scans  # noqa: F401 - Dynamo asks two of them while it traces
+from . import dynamo_at_work, known_numbers, registry, whole_scans  # noqa: F401 - three of them change how Dynamo works
 from .collector import old_objects_at_rest
 from .debug import Dump
 from .frame_stack import with_room

@@ -17,7 +17,7 @@ from ..passes.base import Disable, Pass, UserError
 from ..passes.regions import REGIONS
 from ..passes.report import GraphReport, RefusalRecord, Report
 from ..patterns.reasons import Reason
-from . import known_numbers, registry, whole_scans  # noqa: F401 - Dynamo asks two of them while it traces
+from . import known_numbers, registry, whole_scans  # noqa: F401 - two of them change what Dynamo traces
 from .debug import Dump
 from .isolated import Visit, no_memory_of_sizes, visit_graphs
 from .options import Options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch._dynamo.eval_frame import innermost_backend
@@ -30,6 +31,10 @@ def traces_for_this_backend() -> bool:
     """True while Dynamo traces a frame whose graphs this backend is to compile."""
     if getattr(_here, "wanted", False):
         return True
-    given = InstructionTranslator.current_tx().output.compiler_fn
+    return is_this_backend(InstructionTranslator.current_tx().output.compiler_fn)
+
+
+def is_this_backend(given: Any) -> bool:
+    """Whether what Dynamo was given to compile its graphs with is this backend."""
     compiler = innermost_backend(given) if given is not None else None
     return isinstance(compiler, torch._TorchCompileWrapper) and registry.is_laconic(compiler)

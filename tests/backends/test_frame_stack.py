@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any
 
 import pytest
 import torch
 
-from laconic.backends import entry, frame_stack
+from laconic.backends import dynamo_at_work, entry, frame_stack
 from laconic.backends.frame_stack import with_room
 
 
@@ -42,3 +43,20 @@ def test_compiles_run_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compile(lambda x: x + 1, backend="laconic")(torch.ones(2))
     assert called == ["_compile"]
     assert with_room.__code__.co_stacksize == frame_stack._SLOTS
+
+
+def test_dynamo_has_room_for_this_backend_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+
+    def recorded(function: Any, *args: Any, **kwargs: Any) -> Any:
+        given.append(function.__module__)
+        assert gc.get_freeze_count()
+        return with_room(function, *args, **kwargs)
+
+    monkeypatch.setattr(dynamo_at_work, "with_room", recorded)
+    for backend, expected in (("eager", []), ("laconic", ["torch._dynamo.convert_frame"])):
+        given.clear()
+        torch._dynamo.reset()
+        result = torch.compile(lambda x: x * 2, backend=backend)(torch.ones(2))
+        assert torch.equal(result, torch.full((2,), 2.0)) and given == expected
+    assert not gc.get_freeze_count()

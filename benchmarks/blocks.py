@@ -1,12 +1,12 @@
 """Regional compilation: cold compile time and run time of a deep transformer, beside Inductor's whole-graph compile.
 
-    python benchmarks/blocks.py [--depths 2 8 24 32] [--threads 1] [--training] [--marked]
+    python benchmarks/blocks.py [--depths 2 8 24 32] [--threads 1] [--colds 7] [--training] [--marked]
 
 Every cold compile is a process of its own with an empty cache folder, timed from the first call to its result, after a
-small unrelated model was compiled (imports, compiler probes). No module is marked in any way; ``--marked`` adds what a
-user reaches who marks the layer by hand: ``nested_compile_region``, and one compiled layer called in a loop. Then, in
-one process, run times interleaved: laconic against Inductor, and pieces whose cached regions never reuse against the
-unsplit graph.
+small unrelated model was compiled (imports, compiler probes); the median of ``--colds`` such processes, in turns. No
+module is marked in any way; ``--marked`` adds what a user reaches who marks the layer by hand:
+``nested_compile_region``, and one compiled layer called in a loop. Then, in one process, run times interleaved: laconic
+against Inductor, and pieces whose cached regions never reuse against the unsplit graph.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timing
@@ -86,6 +87,12 @@ def once(backend: str, depth: int, options: argparse.Namespace) -> dict[str, flo
         figures["run"], figures["compiled"] = graph.pieces
         figures["own"] = sum(graph.seconds.values())
     return figures
+
+
+def median(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The figures of several runs in one: the median of each, and the seconds of all."""
+    middle = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    return middle | {"all": sorted(round(run["seconds"], 3) for run in runs)}
 
 
 MARKED = ("nested_compile_region", "one layer by hand")
@@ -158,6 +165,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--run-depth", type=int, default=24, help="0: compile times only")
+    parser.add_argument("--colds", type=int, default=7, help="cold compiles of which the median is taken")
     parser.add_argument("--training", action="store_true", help="compile forward and backward")
     parser.add_argument("--marked", action="store_true", help="beside what a user reaches who marks the layer")
     parser.add_argument("--once", help=argparse.SUPPRESS)
@@ -172,7 +180,8 @@ def main() -> None:
     print(f"cold compile, {title}, width {options.width}, {options.tokens} tokens  (load {os.getloadavg()[0]:.2f})")
     print(f"  {'layers':>6}{'inductor s':>12}{'laconic s':>11}{'faster':>8}{'by CPU s':>10}   pieces    error")
     for depth in options.depths:
-        theirs, ours = cold("inductor", depth, options), cold("laconic", depth, options)
+        pairs = [[cold(backend, depth, options) for backend in ("inductor", "laconic")] for _ in range(options.colds)]
+        theirs, ours = (median(runs) for runs in zip(*pairs, strict=True))
         figures[f"{depth} layers"] = {"inductor": theirs, "laconic": ours}
         faster, by_cpu = (theirs[key] / ours[key] for key in ("seconds", "cpu"))
         pieces = f"{ours['run']:.0f} run, {ours['compiled']:.0f} compiled"

@@ -78,4 +78,10 @@ def real_inputs(graph: NormalGraph, inputs: Sequence[Any]) -> list[Any]:
     if prepare is None:
         return list(inputs)
     with torch.no_grad():
-        return [*inputs, *prepare(inputs)]
+        prepared = prepare(inputs)
+    for node, value in zip(graph.placeholders[len(inputs) :], prepared, strict=True):
+        if not node.meta["val"]._has_symbolic_sizes_strides:
+            # AOTAutograd takes sizes of a tensor that is new to it for symbols, and a guard on one has no source. It
+            # finds this fake tensor instead, as long as somebody holds it.
+            node.meta["val"] = graph.fake_mode.from_tensor(value, static_shapes=True)
+    return [*inputs, *prepared]

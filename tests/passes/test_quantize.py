@@ -452,3 +452,32 @@ class TestSettings:
 
     def test_the_cost_rule_looks_at_all_three_sizes(self) -> None:
         assert Int8().min_products is None and Int8(min_products=5).min_products == 5
+
+
+def test_sizes_of_packed_weights_are_no_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
+    # They are inputs nobody told the compiler about: taken for symbols, the split below asked for a guard on one.
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    made: list[Any] = []
+    create = ShapeEnv.create_symbol
+
+    def recorded(self: ShapeEnv, *args: Any, **kwargs: Any) -> Any:
+        made.append(create(self, *args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(ShapeEnv, "create_symbol", recorded)
+
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(48, 35), nn.Linear(3, 96)
+
+        def forward(self, x: Tensor) -> Tensor:
+            step, left, right = self.first(x).split([3, 16, 16], -1)
+            return self.second(step) * (left * right).sum(-1, keepdim=True)
+
+    model, x = Split().eval(), torch.randn(2, 7, 48)
+    with torch.no_grad():
+        run = torch.compile(model, backend="laconic", dynamic=False, options={"passes": [ALWAYS]})
+        assert relative_l2(run(x), model(x)) < 0.05
+    assert len(applied(run)) >= 1 and not [symbol for symbol in made if not symbol.is_number]

@@ -495,7 +495,10 @@ def _grouped(lists: Mapping[str, Sequence[Member]], paths: Mapping[nn.Module, st
 
 @contextlib.contextmanager
 def _watched(modules: Iterable[nn.Module], enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[None]:
-    """``enter`` and ``leave`` around each ``forward``, also where one is called past its module, which no hook sees."""
+    """``enter`` and ``leave`` around each ``forward``, also where one is called past its module, which no hook sees.
+
+    Layers that torch would run as one operator, with nothing inside to be seen, run as they are written.
+    """
 
     def watched(child: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
@@ -510,9 +513,12 @@ def _watched(modules: Iterable[nn.Module], enter: Callable[..., None], leave: Ca
     own = {child: child.__dict__.get("forward") for child in modules}
     for child in own:
         child.forward = watched(child, child.forward)  # type: ignore[method-assign]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for child, forward in own.items():
             del child.__dict__["forward"]
             if forward is not None:

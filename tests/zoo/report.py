@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
+import os
 import sys
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 from .compiled import error_of
@@ -108,26 +111,37 @@ def known_exceptions() -> str:
     return "\n".join([_EXCEPTIONS, "", *rows, ""])
 
 
-def main(arguments: list[str]) -> int:
-    """Measure and print; write the page when everything was measured. 1 when something unexplained differs."""
+def _measured(name: str) -> Result | str:
+    """One row, in a process of its own kind: what can be handed over of its result, or what went wrong."""
     warnings.filterwarnings("ignore")
     declare_torchvision_operators()
+    row = ROWS[name]
+    try:
+        result = measure(row, "always")
+        result.error = error_of(row)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    # Rows hold functions and sites hold nodes of graphs: neither leaves the process.
+    return replace(result, row=None, sites=[])  # type: ignore[arg-type]
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and print; write the page when everything was measured. 1 when something unexplained differs."""
+    declare_torchvision_operators()  # results name classes of libraries
     chosen = [row for row in ROWS.values() if not arguments or {row.name, row.kind, row.library} & set(arguments)]
     results: list[Result] = []
     failed: dict[str, str] = {}
-    for row in chosen:
-        try:
-            result = measure(row, "always")
-            result.error = error_of(row)
-            results.append(result)
-        except Exception as error:
-            failed[row.name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            print(f"{row.name}: {failed[row.name]}", flush=True)
-            continue
-        print(_line(results[-1]), flush=True)
-        for text in [] if results[-1].exact else _differences(results[-1:]):
-            print(f"    {text}", flush=True)
-        gc.collect()
+    processes = min(len(chosen), os.cpu_count() or 1) or 1
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for row, result in zip(chosen, pool.map(_measured, [row.name for row in chosen]), strict=True):
+            if isinstance(result, str):
+                failed[row.name] = result
+                print(f"{row.name}: {result}", flush=True)
+                continue
+            results.append(replace(result, row=row))
+            print(_line(results[-1]), flush=True)
+            for text in [] if results[-1].exact else _differences(results[-1:]):
+                print(f"    {text}", flush=True)
     if not arguments:
         PAGE.write_text(page(results, failed))
         before, _, after = DETECTION.read_text().partition("## Known exceptions")

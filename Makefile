@@ -11,7 +11,7 @@ WORKERS ?= 2
 help:
 	@echo "make demo     sample digits with eager, torch.compile and laconic; pictures and report in demo-output/"
 	@echo "make test     install what the tests need and run them"
-	@echo "make zoo      search every architecture of the model zoo, prove every site, write docs/zoo.md (a few minutes)"
+	@echo "make zoo      search every architecture of the model zoo, prove every site, write docs/zoo.md (a quarter of an hour)"
 	@echo "make matrix   every cache policy on six architectures through Inductor, 3 x 50 steps (half an hour)"
 	@echo "make lint     ruff and mypy"
 	@echo "make gpu      GPU tests and benchmarks, on a CUDA machine with torch and Triton installed (no network)"

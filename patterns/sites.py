@@ -35,10 +35,12 @@ class Site:
     between (outputs included). ``module`` is the dotted path in ``named_modules()``; ``source`` is ``file:line``;
     ``form`` is the spelling found (for people; no pass may depend on it). ``flops`` and ``bytes`` are sympy
     expressions in named dimensions, whose example values are in ``dimensions``. ``axes`` gives, where it is known,
-    the named dimensions each axis of an input or interior value is made of (major first; none: size one).
+    the named dimensions each axis of an input or interior value is made of (major first; none: size one). ``reported``
+    names the fields of a subclass that define its meaning.
     """
 
     kind: ClassVar[str] = "site"
+    reported: ClassVar[tuple[str, ...]] = ()
     id: str
     inputs: tuple[Node, ...]
     outputs: tuple[Node, ...]
@@ -59,8 +61,14 @@ class Site:
         return node
 
     def fields(self) -> dict[str, Any]:
-        """The fields that define the site's meaning, as plain data for the report."""
-        return {}
+        """What defines the site's meaning, as plain data for the report; nodes by name."""
+        return {name: _named(getattr(self, name)) for name in self.reported}
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, Operand):
+        value = value.node
+    return value.name if isinstance(value, Node) else value
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,7 @@ class LinearAttention(Site):
     """
 
     kind: ClassVar[str] = "attention"
+    reported: ClassVar[tuple[str, ...]] = ("query", "key", "value", "scale", "normalised", "epsilon", "groups")
     query: Operand
     key: Operand
     value: Operand
@@ -167,17 +176,6 @@ class LinearAttention(Site):
     epsilon: float = 0.0
     groups: int = 1
     output_permutation: tuple[int, ...] | None = None
-
-    def fields(self) -> dict[str, Any]:
-        return {
-            "query": self.query.node.name,
-            "key": self.key.node.name,
-            "value": self.value.node.name,
-            "scale": self.scale,
-            "normalised": self.normalised,
-            "epsilon": self.epsilon,
-            "groups": self.groups,
-        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -235,18 +233,11 @@ class Linear(Site):
     """
 
     kind: ClassVar[str] = "linear"
+    reported: ClassVar[tuple[str, ...]] = ("input", "weight", "bias", "transposed")
     input: Node
     weight: Node
     bias: Node | None = None
     transposed: bool = False
-
-    def fields(self) -> dict[str, Any]:
-        return {
-            "input": self.input.name,
-            "weight": self.weight.name,
-            "bias": self.bias.name if self.bias else None,
-            "transposed": self.transposed,
-        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -257,6 +248,16 @@ class Convolution(Site):
     """
 
     kind: ClassVar[str] = "conv"
+    reported: ClassVar[tuple[str, ...]] = (
+        "input",
+        "weight",
+        "bias",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "transposed",
+    )
     input: Node
     weight: Node
     bias: Node | None = None
@@ -266,18 +267,6 @@ class Convolution(Site):
     groups: int = 1
     transposed: bool = False
     output_padding: tuple[int, ...] = (0,)
-
-    def fields(self) -> dict[str, Any]:
-        return {
-            "input": self.input.name,
-            "weight": self.weight.name,
-            "bias": self.bias.name if self.bias else None,
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "transposed": self.transposed,
-        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -290,6 +279,7 @@ class Norm(Site):
     """
 
     kind: ClassVar[str] = "norm"
+    reported: ClassVar[tuple[str, ...]] = ("input", "norm", "weight", "bias", "epsilon", "dims", "groups")
     input: Node
     norm: str
     weight: Node | None = None
@@ -299,17 +289,6 @@ class Norm(Site):
     groups: int = 1
     mean: Node | None = None
     variance: Node | None = None
-
-    def fields(self) -> dict[str, Any]:
-        return {
-            "input": self.input.name,
-            "norm": self.norm,
-            "weight": self.weight.name if self.weight else None,
-            "bias": self.bias.name if self.bias else None,
-            "epsilon": self.epsilon,
-            "dims": self.dims,
-            "groups": self.groups,
-        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -324,20 +303,12 @@ class Rope(Site):
     """
 
     kind: ClassVar[str] = "rope"
+    reported: ClassVar[tuple[str, ...]] = ("input", "cos", "sin", "turn", "features")
     input: Node
     cos: Node
     sin: Node | None
     turn: str
     features: tuple[int, int]
-
-    def fields(self) -> dict[str, Any]:
-        return {
-            "input": self.input.name,
-            "cos": self.cos.name,
-            "sin": self.sin.name if self.sin else None,
-            "turn": self.turn,
-            "features": self.features,
-        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -601,20 +572,12 @@ class Skip(Site):
     """
 
     kind: ClassVar[str] = "skip"
+    reported: ClassVar[tuple[str, ...]] = ("producer", "consumer", "operand", "axis", "index")
     producer: Node
     consumer: Node
     operand: int
     axis: int | None
     index: int
-
-    def fields(self) -> dict[str, Any]:
-        return {
-            "producer": self.producer.name,
-            "consumer": self.consumer.name,
-            "operand": self.operand,
-            "axis": self.axis,
-            "index": self.index,
-        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

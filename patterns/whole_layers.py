@@ -1,7 +1,7 @@
 """Operators that are a whole layer of a model, written out: part of making the normal form.
 
-In evaluation ``torch.nn.TransformerEncoderLayer`` calls one operator for all it does. No compiler looks into it, so
-nothing in the layer could be found, shared or fused.
+In evaluation torch's own encoder layer calls one operator for all it does. No compiler looks into it, so nothing in the
+layer could be found, shared or fused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def encoder_layer(
     """``aten::_transformer_encoder_layer_fwd`` on tokens ``x [B, S, width]`` of a floating-point dtype.
 
     What is not zero in ``mask`` hides keys: ``[S, S]`` for all (``mask_type`` 0), ``[B, S]`` (1) or ``[B, H, S, S]``.
-    Source: ``aten/src/ATen/native/transformers`` of torch 2.13.
+    Source: the native operator of that name in torch 2.13.
     """
 
     def norm(value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

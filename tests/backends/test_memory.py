@@ -6,7 +6,6 @@ import contextlib
 import gc
 import sys
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import laconic
-from laconic.backends import runner, session
+from laconic.backends import session
+
+pytestmark = pytest.mark.usefixtures("node_by_node")
 
 STEPS = 4
 MEGABYTES = 34
@@ -31,14 +32,6 @@ class Field(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return torch.addcmul(self.big[:8], x, t)
-
-
-@pytest.fixture(autouse=True)
-def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch._dynamo.reset()
-    monkeypatch.setattr(runner, "compile_graph", lambda module, inputs, options: module)
-    yield
-    torch._dynamo.reset()
 
 
 def resident() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +12,8 @@ import laconic
 from laconic.backends import runner, session
 from laconic.passes.reuse import CachePolicy, Tracker
 from tests.passes.test_share_blocks import Stack
+
+pytestmark = pytest.mark.usefixtures("node_by_node")
 
 STEPS = 12
 
@@ -58,14 +59,6 @@ GUIDED: dict[str, laconic.Pass] = {
     "linear-ag": laconic.cache("linear-ag", coefficients=[MIXED if step % 3 == 2 else None for step in range(STEPS)]),
     "adaptive-guidance": laconic.cache("adaptive-guidance", threshold=0.0),
 }
-
-
-@pytest.fixture(autouse=True)
-def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch._dynamo.reset()
-    monkeypatch.setattr(runner, "compile_graph", lambda module, inputs, options: module)
-    yield
-    torch._dynamo.reset()
 
 
 def trackers() -> dict[Any, Tracker]:

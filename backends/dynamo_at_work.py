@@ -1,4 +1,9 @@
-"""While Dynamo works on a frame for this backend, it has room on the frame stack and old objects are left in peace."""
+"""While Dynamo works on a frame for this backend, it has room on the frame stack and old objects are left in peace.
+
+The backend gives itself the same (``entry.py``): it may be called by others, and by a Dynamo that has no such function.
+
+Private torch modules are touched here on purpose; docs/private_torch.md lists them with the versions checked.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.fx import Node
 
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, Block, FeedForward, GatheredAttention, LinearAttention
+from ..patterns.sites import ATTENTIONS, Block, FeedForward
 from .base import PlanContext, nearest
 from .cached_regions import around_blocks, around_branch, other_branches, stacks
 from .latent import whole_network
@@ -62,7 +62,7 @@ def _layers(context: PlanContext, policy: CachePolicy, watch: tuple[Node, ...]) 
     plan = Plan()
     regions: list[CachedRegion] = []
     taken: set[Node] = set()
-    for site in context.sites.of(Attention, LinearAttention, GatheredAttention, FeedForward):
+    for site in context.sites.of(*ATTENTIONS, FeedForward):
         if site.id not in inside:
             continue
         region = around_branch(context.graph, policy, site, stops=inside[site.id].entries)

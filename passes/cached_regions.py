@@ -15,7 +15,7 @@ from torch.fx import Node
 from ..patterns.graph import NormalGraph
 from ..patterns.nodes import CASTS, DROPOUTS, MOVEMENTS, argument, operation, readers, tensor
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, Block, FeedForward, GatheredAttention, LinearAttention, Sites
+from ..patterns.sites import Block, Site, Sites
 from .base import Policy
 from .plan import CachedRegion
 
@@ -101,7 +101,7 @@ def around_blocks(
 def around_branch(
     graph: NormalGraph,
     policy: Policy,
-    site: Attention | LinearAttention | GatheredAttention | FeedForward,
+    site: Site,
     role: str = "",
     *,
     stops: Sequence[Node] = (),

@@ -14,7 +14,7 @@ from ..patterns.graph import NormalGraph
 from ..patterns.operands import permuted
 from ..patterns.provenance import differentiated
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, GatheredAttention, LinearAttention, Operand, Site
+from ..patterns.sites import ATTENTIONS, Attention, Operand, Site
 from .base import PlanContext, Policy, positive, register
 from .ops.tokens import Merging, bipartite_match, match_tokens, merge, merge_limit, unmerge
 from .plan import Fidelity, Rewrite
@@ -48,7 +48,7 @@ class ToMe(Policy):
     Token Merging for Fast Stable Diffusion (2023), section 4, for restoring the tokens.
     """
 
-    kinds: ClassVar[tuple[type[Site], ...]] = (Attention, LinearAttention, GatheredAttention)
+    kinds: ClassVar[tuple[type[Site], ...]] = ATTENTIONS
     fidelity: ClassVar[Fidelity] = Fidelity.APPROXIMATE
 
     r: int | float

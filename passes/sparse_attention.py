@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..patterns.operands import permuted
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, GatheredAttention, LinearAttention, Site
+from ..patterns.sites import ATTENTIONS, Attention, Site
 from .base import PlanContext, Policy, positive, register
 from .ops.block_sparse import block_sparse_attention
 from .plan import Fidelity, Rewrite
@@ -39,7 +39,7 @@ class Window(Policy):
     Source: Beltagy et al., Longformer: The Long-Document Transformer (2020), section 3.1, sliding window.
     """
 
-    kinds: ClassVar[tuple[type[Site], ...]] = (Attention, LinearAttention, GatheredAttention)
+    kinds: ClassVar[tuple[type[Site], ...]] = ATTENTIONS
     fidelity: ClassVar[Fidelity] = Fidelity.APPROXIMATE
 
     size: int

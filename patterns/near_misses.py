@@ -11,7 +11,7 @@ from .describe import module_path, source_line, source_of
 from .graph import NormalGraph
 from .nodes import operation
 from .reasons import Reason
-from .sites import Attention, GatheredAttention, LinearAttention, Sites
+from .sites import ATTENTIONS, Sites
 
 # How much of a pattern had been found when a reason of this code came up: the rest of the codes are about less.
 _CLOSENESS = {
@@ -70,7 +70,7 @@ def near_misses(graph: NormalGraph, sites: Sites, path: str) -> list[NearMiss] |
 
 
 def _unused_softmaxes(sites: Sites, inside: Sequence[Node]) -> Iterator[tuple[str, Reason]]:
-    taken = {node for site in sites.of(Attention, LinearAttention, GatheredAttention) for node in site.interior}
+    taken = {node for site in sites.of(*ATTENTIONS) for node in site.interior}
     refused = {name for _, reason in sites.near_misses for name in reason.nodes}
     for node in inside:
         if operation(node) in ("softmax", "_softmax") and node not in taken and node.name not in refused:

@@ -225,6 +225,10 @@ class GatheredAttention(Site):
         }
 
 
+ATTENTIONS = (Attention, LinearAttention, GatheredAttention)
+"""Every form of attention; a pass that cannot take one refuses it, so that the report says why."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(Site):
     """``x W^T + b`` with ``input [..., in]`` and ``weight [out, in]`` (``transposed``: ``[in, out]``).

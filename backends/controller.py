@@ -5,6 +5,7 @@ It runs on the host between compiled pieces. Nothing in it is traced, so no deci
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from .session import Strand, Trajectory, current
 from .summary import Call
 
 WHOLE = "whole graph"
+
+_VERSION = operator.attrgetter("_version")
 
 
 @dataclass(eq=False)
@@ -203,6 +206,10 @@ def _increments(
     return rows
 
 
-def _contents(statics: Sequence[Any]) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a parameter is written in place or given other storage."""
-    return tuple((-1 if value.is_inference() else value._version, value.data_ptr()) for value in statics)
+def _contents(statics: Sequence[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Changes whenever a parameter is written in place or given other storage; asked on every call: loops run in C."""
+    try:
+        versions = tuple(map(_VERSION, statics))
+    except RuntimeError:  # a tensor made in inference mode counts no writes
+        versions = tuple(-1 if value.is_inference() else value._version for value in statics)
+    return versions, tuple(map(Tensor.data_ptr, statics))

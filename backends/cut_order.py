@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,12 +10,12 @@ from torch.fx import Node
 
 from ..patterns.effects import Effects
 from ..patterns.graph import NormalGraph
-from ..patterns.nodes import DROPOUTS, argument, operation
+from ..patterns.nodes import DROPOUTS, argument, mutates, operation
+from ..patterns.nodes import written as targets
 
 
-def kept_in_order(graph: NormalGraph) -> dict[Node, list[Node]]:
+def kept_in_order(graph: NormalGraph, effects: Effects) -> dict[Node, list[Node]]:
     """What must have run before a node though the node does not read it: other users of memory that is written."""
-    effects = Effects(graph.module.graph)
     spoiled = {root for _, roots in effects.writes for root in roots}
     writes = dict(effects.writes)
     found: dict[Node, list[Node]] = {}
@@ -40,6 +40,20 @@ def kept_in_order(graph: NormalGraph) -> dict[Node, list[Node]]:
         if earlier:
             found[node] = earlier
     return found
+
+
+def seen_twice(nodes: Iterable[Node], inputs: Iterable[Node], effects: Effects) -> Node | None:
+    """One of ``inputs`` whose memory ``nodes`` write to and another input shows too; None where there is none.
+
+    A piece is compiled from its inputs as if each had memory of its own: it would not see the write in the other one.
+    """
+    written = {root for node in nodes if mutates(node) for root in map(effects.root, targets(node))}
+    first: dict[Node, Node] = {}
+    for node in inputs:
+        root = effects.root(node)
+        if root in written and first.setdefault(root, node) is not node:
+            return node
+    return None
 
 
 def _is_random(node: Node) -> bool:

@@ -6,6 +6,7 @@ left out with the reason.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from torch.fx import Node
 from ..passes.cached_regions import region_nodes
 from ..passes.plan import CachedRegion, Cut
 from ..passes.report import RewriteRecord
+from ..patterns.effects import Effects
 from ..patterns.graph import NormalGraph
 from ..patterns.nodes import mutates
-from .cut_order import is_switch, kept_in_order, switched_spans
+from .cut_order import is_switch, kept_in_order, seen_twice, switched_spans
 
 Wanted = CachedRegion | Cut
 
@@ -104,7 +106,10 @@ def cut(graph: NormalGraph, regions: Sequence[CachedRegion], cuts: Sequence[Cut]
             refused.append((candidate, torn or "nothing in it could be skipped"))
         else:
             wanted.append((candidate, frozenset(found)))
-    facts = _Facts(graph, kept_in_order(graph), {node: span for span in spans for node in span}, _held(graph, regions))
+    effects = Effects(graph.module.graph)
+    facts = _Facts(
+        graph, kept_in_order(graph, effects), {node: span for span in spans for node in span}, _held(graph, regions)
+    )
     everything = [node for node in graph.module.graph.nodes if node.op == "call_function"]
     while True:
         children, misfits = _nested(wanted)
@@ -112,12 +117,23 @@ def cut(graph: NormalGraph, regions: Sequence[CachedRegion], cuts: Sequence[Cut]
             try:
                 leaves = _leaves(children)
                 kept = [item for item, nodes in wanted if isinstance(item, Cut) and nodes in leaves]
-                return Cutting(_parts(facts, everything, children), refused, kept)
+                parts = _parts(facts, everything, children)
+                hidden = _hidden(parts, effects)
+                if hidden is None or not wanted:
+                    return Cutting(parts, refused, kept)
+                text = f"{hidden.name} shows memory that is written on one side of a border and read on the other"
+                misfits = [(item, text) for item, _ in wanted]
             except _Misfit as misfit:
                 misfits = [(misfit.wanted, misfit.text)]
         refused += misfits
         gone = {id(item) for item, _ in misfits}
         wanted = [row for row in wanted if id(row[0]) not in gone]
+
+
+def _hidden(parts: Sequence[Part], effects: Effects) -> Node | None:
+    """An input of a compiled part that shows memory which the part writes through another one."""
+    leaves = itertools.chain.from_iterable(part.leaves() for part in parts)
+    return next((node for leaf in leaves if (node := seen_twice(leaf.nodes, leaf.inputs, effects)) is not None), None)
 
 
 def _leaves(children: Sequence[_Child]) -> set[frozenset[Node]]:

@@ -16,6 +16,7 @@ from torch.fx import Node
 from ..patterns.axes import expression
 from ..patterns.describe import constant_tensor
 from ..patterns.graph import NormalGraph
+from ..patterns.nodes import mutates
 from ..patterns.segments import frozen
 from .cutting import Part
 
@@ -29,12 +30,16 @@ def key_of(graph: NormalGraph, part: Part, examples: Sequence[Any]) -> tuple[Any
     """A hashable key, equal for parts that compile to the same code. ``examples`` are the values of its inputs."""
     number = {node: -1 - index for index, node in enumerate(part.inputs)}
     first: dict[int, int] = {}
+    # What a part writes to may show in other inputs: in the same ones in every part that shares its piece.
+    memory: dict[int, int] | None = {} if any(map(mutates, part.nodes)) else None
     lines: list[Any] = []
     for index, (node, example) in enumerate(zip(part.inputs, examples, strict=True)):
         same = first.setdefault(id(example), index)
         gradient = isinstance(example, Tensor) and example.requires_grad
         # The graph knows symbolic sizes where the example, a real tensor, has numbers.
         lines.append((_type(node.meta.get("val", example)), gradient, graph.is_static(node), same))
+        if memory is not None and isinstance(example, Tensor) and example.layout is torch.strided:
+            lines.append(memory.setdefault(example.untyped_storage()._cdata, index))
     for index, node in enumerate(part.nodes):
         for operand in node.all_input_nodes:
             if operand.op == "get_attr" and operand not in number:

@@ -74,8 +74,12 @@ def around_blocks(
     in between hand to others than each other (skip connections, collected states) become exits after those of the
     stream. ``watch`` adds values the policy wants to see, after the entries of the stream.
 
-    Returns a Reason instead when nothing could be skipped: all that the blocks compute is needed outside.
+    Returns a Reason instead when nothing could be skipped: all that the blocks compute is needed outside, or they write
+    to values that are kept.
     """
+    writes = [node.name for block in blocks for node in block.writes]
+    if writes:
+        return Reason("mutation", "a skipped block would not write to what it reads", tuple(writes))
     first, last = blocks[0], blocks[-1]
     entries = tuple(dict.fromkeys((*first.entries, *watch)))
     exits = tuple(last.exits)

@@ -8,6 +8,7 @@ among them and makes sites of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import sympy
 from torch.fx import Node
@@ -32,8 +33,8 @@ def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
     A block hands on what it reads from the stream, with something added that a layer in it computed. Blocks of one
     ``variant`` are equal up to weights and other inputs, strides aside: their inputs, interior (in graph order) and
     outputs correspond by position. Values that several blocks share (rotary tables, a conditioning vector, masks) are
-    inputs of each, after the entries. A stack one of whose blocks writes in place is refused. Linear time; no guard on
-    a symbolic size.
+    inputs of each, after the entries. What a block writes to in place (a cache of keys) is named; a stack is refused
+    when something else writes to what its blocks read while they run. Linear time; no guard on a symbolic size.
     """
     order = list(graph.module.graph.nodes)
     position = {node: index for index, node in enumerate(order)}
@@ -59,8 +60,9 @@ def find_blocks(graph: NormalGraph, sites: Sites) -> list[Site]:
     chosen.sort(key=lambda stack: position[stack[0].nodes[0]])
     effects = effects_of(graph)
     found: list[Site] = []
+    chosen = [[_with_writes(block, effects) for block in stack] for stack in chosen]
     for number, stack in enumerate(_unwritten(chosen, effects, sites)):
-        found += _sites(stack, number, len(found), sites, position)
+        found += _sites(stack, number, len(found), sites, position, effects)
     return found
 
 
@@ -72,10 +74,32 @@ def _reader(skip: Skip) -> Node:
     return reader
 
 
+def _with_writes(block: Segment, effects: Effects) -> Segment:
+    """``block`` with the writes among its nodes that no value of it shows: it counts what it has read, say."""
+    inside = set(block.nodes)
+    first, last = effects.position[block.nodes[0]], effects.position[block.nodes[-1]]
+    touched = {effects.root(node) for node in (*block.inputs, *block.nodes)}
+    added = [
+        node
+        for node, roots in effects.written_between(first, last)
+        if node not in inside
+        and roots <= touched
+        and all(user in inside for user in node.users)
+        # What it reads is at hand when the block begins, or made in it.
+        and all(read in inside or effects.position[read] < first for read in node.all_input_nodes)
+    ]
+    if not added:
+        return block
+    inside.update(added)
+    nodes = tuple(sorted(inside))
+    reads = dict.fromkeys(read for node in nodes for read in node.all_input_nodes if read not in inside)
+    return replace(block, nodes=nodes, inputs=tuple(dict.fromkeys((*block.inputs, *reads))))
+
+
 def _unwritten(stacks: list[list[Segment]], effects: Effects, sites: Sites) -> list[list[Segment]]:
     kept = []
     for stack in stacks:
-        reasons = [effects.mutation(block.inputs, block.nodes) for block in stack]
+        reasons = [effects.mutation(block.inputs, frozenset(block.nodes), inside=True) for block in stack]
         refused = next((reason for reason in reasons if reason is not None), None)
         if refused is None:
             kept.append(stack)
@@ -106,7 +130,9 @@ def _period(nodes: Sequence[Node], members: list[Site]) -> int:
     return max(1, len(children))
 
 
-def _sites(stack: list[Segment], number: int, first: int, sites: Sites, position: Mapping[Node, int]) -> list[Site]:
+def _sites(
+    stack: list[Segment], number: int, first: int, sites: Sites, position: Mapping[Node, int], effects: Effects
+) -> list[Site]:
     """The blocks of one stack."""
     home = {node: index for index, block in enumerate(stack) for node in block.nodes}
     insides = [frozenset(block.nodes) for block in stack]
@@ -146,6 +172,7 @@ def _sites(stack: list[Segment], number: int, first: int, sites: Sites, position
                 bytes=sympy.Integer(cost["bytes"]),
                 variant=variants.setdefault(structure, len(variants)),
                 fingerprint=structure,
+                writes=effects.written_by(insides[index], inputs),
             )
         )
     return found

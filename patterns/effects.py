@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator
 
 from torch.fx import Graph, Node
@@ -50,13 +51,16 @@ class Effects:
         """The node whose memory the value of ``node`` is, or may be, part of."""
         return self._root[node]
 
-    def mutation(self, inputs: Iterable[Node], interior: Collection[Node], *, own: bool = False) -> Reason | None:
+    def mutation(
+        self, inputs: Iterable[Node], interior: Collection[Node], *, own: bool = False, inside: bool = False
+    ) -> Reason | None:
         """A ``mutation`` reason when something is written inside, or written to what the site has read before.
 
         A rewrite computes everything at the place of the last output, so a write to an input between the first node
         that reads it and the last interior node would be seen too early. (Keys that are written into a cache, which
         the site then reads, come before.) With ``own`` an interior node may write to values that are made inside:
-        from outside the site is a function all the same, as long as none of them escapes.
+        from outside the site is a function all the same, as long as none of them escapes. With ``inside`` interior
+        nodes may write anything but constants: the site is a program that changes its inputs.
         """
         if not self.writes:
             return None
@@ -64,7 +68,7 @@ class Effects:
         touched = {self._root[node] for node in (*inputs, *interior)}
         first: dict[Node, int] | None = None
         for node, roots in self.writes:
-            if own and node in interior and self.within(node, interior):
+            if node in interior and (own and self.within(node, interior) or inside and _no_constants(roots)):
                 continue
             wrong = node in interior
             if not wrong and self.position[node] <= last and roots & touched:
@@ -90,6 +94,19 @@ class Effects:
         roots = {self._root[node] for node in values}
         return sorted({writer for root in roots for writer in self._writers.get(root, ())})
 
+    def written_between(self, first: int, last: int) -> list[tuple[Node, frozenset[Node]]]:
+        """Writes at places between two of the graph, with the memory they change."""
+        start = bisect_right(self.writes, first, key=self._place)
+        return self.writes[start : bisect_left(self.writes, last, key=self._place)]
+
+    def _place(self, write: tuple[Node, frozenset[Node]]) -> int:
+        return self.position[write[0]]
+
+    def written_by(self, interior: Collection[Node], inputs: Iterable[Node]) -> tuple[Node, ...]:
+        """Those of ``inputs`` whose memory a node of ``interior`` writes to."""
+        roots = {root for node, written_roots in self.writes if node in interior for root in written_roots}
+        return tuple(node for node in inputs if roots and self._root[node] in roots)
+
     def within(self, writer: Node, interior: Collection[Node]) -> bool:
         """True when ``writer`` writes only to memory that a node of ``interior`` made."""
         return all(self._root[target] in interior for target in written(writer))
@@ -108,6 +125,10 @@ class Effects:
                     return Reason("mutation", f"{writer.target} writes to {node.name}", (writer.name, node.name))
                 return Reason("weights-escape", f"{node.name} is also read by {user.name}", (node.name, user.name))
         return None
+
+
+def _no_constants(roots: Iterable[Node]) -> bool:
+    return all(root.op != "get_attr" for root in roots)
 
 
 def _shared(node: Node, root: Node) -> bool:

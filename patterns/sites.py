@@ -542,6 +542,7 @@ class Block(Site):
     order; a stream that ends in a block has an entry and no exit, after all others. All sites lying inside are named
     in ``members``; ``parts`` are the kinds of the attentions, feed-forwards, mixtures and scans among them, in order.
     A block holds ``period`` layers: more than one only where no module says where one of several kinds ends.
+    ``writes`` are the inputs it writes to in place: caches of keys, states that are kept.
     """
 
     kind: ClassVar[str] = "block"
@@ -553,6 +554,7 @@ class Block(Site):
     members: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     period: int = 1
+    writes: tuple[Node, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -564,6 +566,7 @@ class Block(Site):
             "members": list(self.members),
             "parts": list(self.parts),
             "period": self.period,
+            "writes": [n.name for n in self.writes],
         }
 
 

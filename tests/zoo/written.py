@@ -200,6 +200,28 @@ class TwoHalves(nn.Module):
         return torch.cat([one, other + self.feed(one)], -1)
 
 
+class Cached(nn.Module):
+    """A decoder layer that keeps the keys and values of tokens read before, and counts them."""
+
+    def __init__(self, places: int = 20, before: int = 3) -> None:
+        super().__init__()
+        self.norm, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.packed, self.feed, self.before = nn.Linear(WIDTH, 3 * WIDTH), feed_forward(), before
+        self.register_buffer("keys", torch.zeros(2, HEADS, places, HEAD))
+        self.register_buffer("values", torch.zeros(2, HEADS, places, HEAD))
+        self.register_buffer("read", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (split(part) for part in self.packed(self.norm(x)).chunk(3, -1))
+        here = torch.arange(x.shape[1]) + self.before
+        self.read.add_(x.shape[1])
+        self.keys[:, :, here], self.values[:, :, here] = key, value
+        seen = here[:, None] >= torch.arange(self.keys.shape[2])
+        mixed = F.scaled_dot_product_attention(query, self.keys, self.values, attn_mask=seen)
+        x = x + self.out(merge(mixed))
+        return x + self.feed(x)
+
+
 def encoder() -> nn.Module:
     """What ``torch.nn`` calls one operator a layer for."""
     layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 96, batch_first=True, norm_first=True)
@@ -226,6 +248,7 @@ ROWS = (
     _row("every-expert", "stack", _TOKENS, layer="EveryExpert"),
     _row("selective-loop", "stack", _TOKENS, layer="SelectiveLoop", recurrent=("SelectiveLoop",)),
     _row("two-halves", "stack", _TOKENS, layer="TwoHalves"),
+    _row("cached", "stack", _TOKENS, layer="Cached", fast=True),
     _row("torch-encoder", "encoder", {"src": real(2, 12, WIDTH)}, fast=True),
     _row(
         "torch-encoder-padded",

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from ..passes.base import Disable, Pass, UserError
 from ..passes.report import GraphReport
-from . import dynamo_at_work, known_numbers, registry, whole_scans  # noqa: F401 - three of them change how Dynamo works
+from . import dynamo, registry  # noqa: F401 - changes how Dynamo works for this backend
 from .collector import old_objects_at_rest
 from .debug import Dump
 from .frame_stack import with_room

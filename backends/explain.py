@@ -17,12 +17,12 @@ from ..passes.base import Disable, Pass, UserError
 from ..passes.regions import REGIONS
 from ..passes.report import GraphReport, RefusalRecord, Report
 from ..patterns.reasons import Reason
-from . import known_numbers, registry, whole_scans  # noqa: F401 - two of them change what Dynamo traces
+from . import registry
 from .debug import Dump
+from .dynamo import for_this_backend
 from .isolated import Visit, no_memory_of_sizes, visit_graphs
 from .options import Options
 from .pipeline import rewrite
-from .tracing import for_this_backend
 from .why import Why
 
 

@@ -14,9 +14,9 @@ from torch.fx import GraphModule
 from ..passes.base import UserError
 from ..patterns.reasons import Reason
 from . import providers
+from .dynamo.whole_scans import spelled_out
 from .fingerprint import Fingerprint
 from .options import Options
-from .whole_scans import spelled_out
 
 _SLOT = "post_grad_custom_pre_pass"
 

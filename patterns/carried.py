@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from .axes import expression
 from .joins import buffer_of
 from .lift import MAXIMUM_DEPTH, names
 from .lockstep import Loop, Nothing, Steps, lockstep
@@ -218,14 +219,14 @@ def _ancestors(node: Node, number: int, labels: dict[Node, dict[int, int]], most
 
 def _signature(node: Node) -> object:
     value = node.meta.get("val")
-    return (node.target, tuple(value.shape), value.dtype) if isinstance(value, Tensor) else None
+    return (node.target, tuple(map(expression, value.shape)), value.dtype) if isinstance(value, Tensor) else None
 
 
 def _rows(carried: dict[int, dict[Node, None]], length: int, order: dict[Node, int]) -> list[Steps] | None:
     """What each step hands on, in matching order, over the longest stretch where it is of one kind; None: no loop."""
     steps = [sorted(carried.get(position, ()), key=order.__getitem__) for position in range(length - 1)]
     middle = [_signature(node) for node in steps[len(steps) // 2]]
-    if not middle or None in middle or len(set(middle)) == 0:
+    if not middle or None in middle:
         return None
     rows: list[Steps] = []
     for step in steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -167,6 +168,11 @@ def size_hint(size: Any) -> int:
         return size
     hint = size.node.hint
     return int(hint) if hint is not None else 0
+
+
+def element_count(value: Tensor) -> int:
+    """How many elements ``value`` has at the example sizes. Adds no guard."""
+    return math.prod(map(size_hint, value.shape))
 
 
 def shape_of(node: Node) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate, map_arg
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .describe import constant_tensor, ordered, size_hint
+from .describe import constant_tensor, element_count, ordered, size_hint
 from .nodes import tensor
 
 # A constant larger than this is not worth computing to find out what it is.
@@ -144,3 +144,23 @@ def constant_value(node: Node) -> Tensor | None:
                 return None  # an operation without a CPU kernel, or a tensor that is not real: simply not known
         _KNOWN[node] = known
     return known
+
+
+def example_value(node: Node) -> Tensor | None:
+    """The value at the example sizes of a node that depends on sizes but on no tensor; None when it is not known.
+
+    Good for a proof, never for a rewrite: at other sizes it is another (:func:`constant_value` depends on none).
+    """
+    nodes = before([node], ())
+    sizes = {read: size_hint(read.meta["val"]) for read in nodes if isinstance(read.meta.get("val"), torch.SymInt)}
+    if not sizes:
+        return constant_value(node)
+    nodes = before([node], sizes)
+    if any(element_count(made) > CONSTANT_LIMIT for made in map(tensor, nodes) if made is not None):
+        return None
+    with concretely():
+        try:
+            made: Tensor = run(nodes, sizes)[node]
+        except Exception:
+            return None  # an operation without a CPU kernel, or a tensor that comes in
+    return made

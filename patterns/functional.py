@@ -9,7 +9,7 @@ on being read cannot be taken again.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -66,16 +66,29 @@ class _Memory:
         return self._live[key]
 
 
-def without_writes(graph: Graph, run: Callable[..., Any]) -> int:
+def without_writes(graph: Graph, run: Callable[..., Any], gradients: bool = False) -> int:
     """Replace what can be replaced in ``graph``, in order; returns how many writes are gone.
 
-    ``run(target, args, kwargs)`` gives the fake result of an operation.
+    ``run(target, args, kwargs)`` gives the fake result of an operation. With ``gradients`` on at its start, writes in
+    the graph's no_grad regions stay: they leave the gradient history of a value alone, a new value would not.
     """
-    writes = [node for node in graph.nodes if mutates(node)]
+    writes = (
+        [node for node in _with_history(graph) if mutates(node)] if gradients else list(filter(mutates, graph.nodes))
+    )
     if not writes:
         return 0
     memory = _Memory(graph)
     return sum(_replaced(node, graph, memory, run) for node in writes)
+
+
+def _with_history(graph: Graph) -> Iterator[Node]:
+    """The nodes outside no_grad regions, of a graph that begins outside one."""
+    enabled: object = True
+    for node in graph.nodes:
+        if getattr(node.target, "__name__", "") == "_set_grad_enabled":
+            (enabled,) = node.args
+        elif enabled:
+            yield node
 
 
 def _replaced(write: Node, graph: Graph, memory: _Memory, run: Callable[..., Any]) -> bool:

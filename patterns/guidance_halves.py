@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from .axes import same
-from .describe import ordered, size_hint
+from .describe import element_count, ordered, size_hint
 from .evaluate import run
 from .graph import NormalGraph
 from .guidance_exit import Exit, doubled_value, half
@@ -147,7 +147,7 @@ class Halves:
 
     def _run(self, node: Node, reads: Sequence[Node]) -> tuple[Any, tuple[tuple[int, int], ...]]:
         """The axis of the result (a tuple for several, None for no halves) and of the operands cut; or why not."""
-        elements = sum(_count(value) for value in map(tensor, (*reads, node)) if value is not None)
+        elements = sum(element_count(value) for value in map(tensor, (*reads, node)) if value is not None)
         if elements > LARGEST:
             return "too large to be run", ()
         generator = torch.Generator().manual_seed(0)
@@ -354,10 +354,6 @@ def _random(value: Tensor, generator: torch.Generator) -> Tensor:
     if value.dtype.is_complex:
         return torch.randn(shape, generator=generator, dtype=torch.complex128)
     return torch.randint(0, 2, shape, generator=generator).to(value.dtype)
-
-
-def _count(value: Tensor) -> int:
-    return _product(list(map(size_hint, value.shape)))
 
 
 def _product(sizes: Sequence[int]) -> int:

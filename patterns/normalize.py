@@ -38,14 +38,13 @@ _PLACEHOLDER_META = ("tensor_dict", "grapharg", "_dynamo_source", "specializatio
 def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reason:
     """The normal form of ``module``, or a ``not-normalised`` reason.
 
-    ``inputs`` are what the backend receives from Dynamo: real tensors (or fakes) and SymInts, by position. Dynamo's
-    own control flow (``TorchDynamoException``, restart requests of the shape environment) is never caught.
+    ``inputs`` are what the backend receives from Dynamo: real tensors (or fakes) and SymInts, by position. A size that
+    an operator asks about while it is retraced is guarded by Dynamo, as when AOTAutograd traces it. Dynamo's own
+    control flow (``TorchDynamoException``, restart requests of the shape environment) is never caught.
     """
     if any(isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value) for value in inputs):
         return Reason("not-normalised", "an input is a tensor subclass (DTensor, quantised tensor, ...)")
     fake_mode = _fake_mode(inputs)
-    shape_env = fake_mode.shape_env
-    guards_before = len(shape_env.guards) if shape_env is not None else 0
     try:
         fakes = [_fake(value, fake_mode) for value in inputs]
         with (
@@ -63,8 +62,6 @@ def normalize(module: GraphModule, inputs: Sequence[Any]) -> NormalGraph | Reaso
     except Exception as error:
         message = str(error).strip().splitlines()
         return Reason("not-normalised", f"{type(error).__name__}: {message[0] if message else 'no message'}")
-    if shape_env is not None and len(shape_env.guards) != guards_before:
-        return Reason("not-normalised", "retracing would add shape guards")
     lost = [node.name for node in retraced.graph.find_nodes(op="get_attr") if _is_fake_attribute(retraced, node.target)]
     if lost:
         # A value the tracer did not know (a wrapper of some transform) was recorded as a constant: not the same graph.
@@ -91,14 +88,11 @@ def _any_may_be_small(inputs: Sequence[Any]) -> bool:
 
 
 def _forget_writes(module: GraphModule, fake_mode: FakeTensorMode) -> None:
-    if torch.is_grad_enabled() and any("_set_grad_enabled" in str(node.target) for node in module.graph.nodes):
-        return  # a write inside a no_grad region leaves its value's gradient history alone; a new value would not
-
     def run(target: Any, args: Any, kwargs: Any) -> Any:
         with fake_mode, torch.no_grad():
             return target(*args, **kwargs)
 
-    if without_writes(module.graph, run):
+    if without_writes(module.graph, run, torch.is_grad_enabled()):
         module.recompile()
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .describe import size_hint
-from .evaluate import before, concretely, constant_value, run
+from .describe import element_count, size_hint
+from .evaluate import before, concretely, example_value, run
 from .graph import NormalGraph
 from .nodes import DROPOUTS, argument, mutates, operation, tensor
 from .reasons import Reason
@@ -93,7 +93,7 @@ def sizes_to_try(site: Site) -> list[dict[str, int]]:
     small = MEANINGS[type(site)].small(site)
     shrinks = any(site.dimensions.get(name, size) > size for name, size in small.items())
     values = [made for made in map(tensor, {*site.inputs, *site.interior}) if made is not None]
-    cost = sum(_count(made) for made in values)
+    cost = sum(element_count(made) for made in values)
     tried: list[dict[str, int]] = []
     if cost <= CHEAP or (not shrinks and cost <= AFFORDABLE):
         tried.append({})
@@ -102,13 +102,6 @@ def sizes_to_try(site: Site) -> list[dict[str, int]]:
     if CHEAP < cost <= AFFORDABLE and shrinks:
         tried.append({})
     return tried
-
-
-def _count(value: Tensor) -> int:
-    total = 1
-    for size in value.shape:
-        total *= size_hint(size)
-    return total
 
 
 def _compare(site: Site, sizes: Mapping[str, int]) -> Reason | None:
@@ -149,7 +142,7 @@ def observed(site: Site, sizes: Mapping[str, int]) -> Iterator[tuple[dict[Node, 
             known[node] = size_hint(node.meta["val"])
             known[node] = known[node] if resize is None else resize(known[node])
         elif node in site.axes and node not in dependent:
-            constant = constant_value(node)
+            constant = example_value(node)
             if constant is None:
                 raise ValueError(f"the constant {node.name} is not known")
             constant = constant.double() if constant.is_floating_point() else constant

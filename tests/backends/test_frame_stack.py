@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from laconic.backends import dynamo_at_work, entry, frame_stack
+from laconic.backends import entry, frame_stack
+from laconic.backends.dynamo import at_work
 from laconic.backends.frame_stack import with_room
 
 
@@ -53,7 +54,7 @@ def test_dynamo_has_room_for_this_backend_only(monkeypatch: pytest.MonkeyPatch) 
         assert gc.get_freeze_count()
         return with_room(function, *args, **kwargs)
 
-    monkeypatch.setattr(dynamo_at_work, "with_room", recorded)
+    monkeypatch.setattr(at_work, "with_room", recorded)
     for backend, expected in (("eager", []), ("laconic", ["torch._dynamo.convert_frame"])):
         given.clear()
         torch._dynamo.reset()

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 import laconic
-from laconic.backends import entry, runner, whole_scans
+from laconic.backends import entry, runner
+from laconic.backends.dynamo import whole_scans
 
 
 def associative_scan(*args: Any, **kwargs: Any) -> Any:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from laconic.patterns.functional import without_writes
+from laconic.patterns.graph import NormalGraph
 from laconic.patterns.nodes import mutates
+from laconic.patterns.normalize import normalize
 from tests.patterns.graphs import normal
 
 
@@ -170,3 +173,28 @@ def test_writes_somebody_can_see_stay(function: Callable[..., Any]) -> None:
     mine, theirs = [value.clone() for value in inputs], [value.clone() for value in inputs]
     torch.testing.assert_close(graph.module(*mine), eager(*theirs), rtol=0, atol=0)
     torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def _partly_recorded(x: Tensor, y: Tensor) -> Tensor:
+    z = x * 2
+    z.add_(y)
+    with torch.no_grad():
+        z.mul_(0.5)
+    return z * z
+
+
+def test_a_write_that_gradients_must_not_see_stays() -> None:
+    kept: list[int] = []
+
+    def backend(source: GraphModule, inputs: Sequence[Any]) -> Any:
+        graph = normalize(source, inputs)
+        assert isinstance(graph, NormalGraph)
+        kept.append(sum(mutates(node) for node in graph.module.graph.nodes))
+        return graph.module
+
+    torch.manual_seed(0)
+    inputs = [torch.randn(4, 4, requires_grad=True), torch.randn(4, 4)]
+    (want,) = torch.autograd.grad(_partly_recorded(*inputs).sum(), inputs[:1])
+    (got,) = torch.autograd.grad(torch.compile(_partly_recorded, backend=backend)(*inputs).sum(), inputs[:1])
+    assert kept == [1]
+    torch.testing.assert_close(got, want, rtol=0, atol=0)

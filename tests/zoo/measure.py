@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from laconic.backends import known_numbers, whole_scans  # noqa: F401 - Dynamo asks them while it traces
-from laconic.backends.tracing import for_this_backend
+from laconic.backends.dynamo import for_this_backend
 from laconic.patterns import proof
 from laconic.patterns.describe import running_modules
 from laconic.patterns.detect import detect
@@ -96,7 +95,9 @@ class Captured:
         return bool(held) and all(id(value) in owned for value in held)
 
 
-def capture(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Captured], list[Reason]]:
+def capture(
+    module: nn.Module, inputs: Mapping[str, Any], dynamic: bool | None = None, gradients: bool = False
+) -> tuple[list[Captured], list[Reason]]:
     """The normal forms of every graph ``torch.compile`` makes of one call, and why others have none."""
     graphs: list[Captured] = []
     reasons: list[Reason] = []
@@ -115,8 +116,8 @@ def capture(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[Captured
         return run
 
     torch._dynamo.reset()
-    with torch.no_grad(), for_this_backend():
-        call(torch.compile(module, backend=backend), inputs)  # type: ignore[arg-type]
+    with torch.set_grad_enabled(gradients), for_this_backend():
+        call(torch.compile(module, backend=backend, dynamic=dynamic), inputs)  # type: ignore[arg-type]
     return graphs, reasons
 
 

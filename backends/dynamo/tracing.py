@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.eval_frame import innermost_backend
 from torch._dynamo.symbolic_convert import InstructionTranslator
 
-from . import registry
+from .. import registry
 
 _here = threading.local()
 

@@ -1,6 +1,6 @@
 """While Dynamo works on a frame for this backend, it has room on the frame stack and old objects are left in peace.
 
-The backend gives itself the same (``entry.py``): it may be called by others, and by a Dynamo that has no such function.
+The backend gives itself the same (``backends/entry.py``): others may call it, and a Dynamo that has no such function.
 
 Private torch modules are touched here on purpose; docs/private_torch.md lists them with the versions checked.
 """
@@ -14,8 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch._dynamo import convert_frame
 
-from .collector import old_objects_at_rest
-from .frame_stack import with_room
+from ..collector import old_objects_at_rest
+from ..frame_stack import with_room
 from .tracing import is_this_backend
 
 _P = ParamSpec("_P")

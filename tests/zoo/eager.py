@@ -36,6 +36,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -82,7 +84,7 @@ _BENT = (
         "maximum",
         "threshold",
     }
-    | {"gelu_", "silu_", "relu_", "hardswish_", "sigmoid_", "hardtanh_", "leaky_relu_", "elu_", "tanh_", "mish_"}
+    | {"glu", "gelu_", "silu_", "relu_", "hardswish_", "sigmoid_", "hardtanh_", "leaky_relu_", "elu_", "tanh_", "mish_"}
 )
 _NORMS = {"native_layer_norm", "_fused_rms_norm", "native_group_norm", "native_batch_norm"}
 _SUMS = {"add", "add_", "sub", "sub_"}
@@ -198,7 +200,11 @@ class Tracker(TorchDispatchMode):
         """What is known; a tensor never seen before is a buffer or a constant."""
         return self._facts.get(id(tensor)) or Facts()
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            return self._whole(func, args, kwargs)
         name = func._schema.name.split("::")[1]
         read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = [self.of(tensor) for tensor in read]
@@ -215,10 +221,21 @@ class Tracker(TorchDispatchMode):
                 self._know(tensor._base, _joined(made, self.of(tensor._base)))
         return result
 
+    def _whole(self, func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+        """An operator that runs functions: what is in those is not looked at."""
+        result = func(*args, **(kwargs or {}))
+        facts = self._fresh([self.of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)])
+        if func.name() == "flex_attention":
+            self.attention.add(facts.index)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._know(tensor, facts)
+        return result
+
     def _made(self, name: str, func: Any, args: Any, read: Sequence[Tensor], known: Sequence[Facts]) -> Facts:
         facts = self._fresh(known)
         computed = [item for item in known if item.index]
-        moves = torch.Tag.pointwise in func.tags or name in _MOVEMENT
+        moves = torch.Tag.pointwise in func.tags or name in _MOVEMENT | _BENT
         if name in _FUSED:
             self.attention.add(facts.index)
         elif name in _PRODUCTS or name == "convolution":
@@ -365,6 +382,8 @@ class Eager:
     """How many more ran, whose results nothing that the model returns depends on."""
     blocks: list[str] = field(default_factory=list)
     unread_blocks: list[str] = field(default_factory=list)
+    levels: list[str] = field(default_factory=list)
+    """Repeated modules on all levels of the module tree, of which one is in ``blocks``."""
     recurrent: list[str] = field(default_factory=list)
     linear: list[str] = field(default_factory=list)
     experts: list[str] = field(default_factory=list)
@@ -378,12 +397,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
     tracker = Tracker(module, dict(inputs), running)
     paths = {child: path for path, child in module.named_modules()}
     lists: dict[str, list[Member]] = defaultdict(list)
-    holders = {
-        member: holder
-        for holder in paths
-        for member in holder.children()
-        if any(weight.dim() >= 2 for weight in member.parameters())
-    }
+    holders = {member: holder for holder in paths for member in holder.children() if _weighted(member)}
     started: list[Member] = []
     ran: dict[str, list[Member]] = defaultdict(list)
     experts: list[tuple[str, set[int]]] = []
@@ -416,7 +430,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
             own |= {index for index, source in tracker.norms.items() if source in own}
             member.adds = any(own & terms for terms in tracker.sums[member.sums :])
             member.listed = isinstance(holders[child], nn.ModuleList | nn.Sequential | nn.ModuleDict)
-            weights = {tuple(weight.shape) for weight in child.parameters() if weight.dim() >= 2}
+            weights = {tuple(weight.shape) for weight in child.parameters() if weight.squeeze().dim() >= 2}
             member.keys = {(type(child), shape, weight) for shape in {*made} & {*given} for weight in weights}
             member.returned = {tracker.of(leaf).root.index for leaf in tree_leaves(result) if _floats(leaf)}
             ran[paths[holders[child]]].append(member)
@@ -442,6 +456,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
     held = {expert for path in found.experts for expert in module.get_submodule(path).children()}
     tracker.feedforward = [layer for layer in tracker.feedforward if not layer.running & held]
     every = _repeated(lists, -1, tracker.sums)
+    found.levels = _repeated(lists, -1, tracker.sums, apart=False)
     found.unread_blocks = sorted((Counter(every) - Counter(found.blocks)).elements())
     attention = sum(read >> number & 1 for number in tracker.attention)
     feedforward = sum(read >> layer.result & 1 for layer in tracker.feedforward)
@@ -469,7 +484,7 @@ def _chained(members: Sequence[Member]) -> bool:
 def _grouped(lists: Mapping[str, Sequence[Member]], paths: Mapping[nn.Module, str]) -> dict[str, list[Member]]:
     """Lists of lists: each inner one as a member that was executed from its first part to its last.
 
-    Only where the inner lists hold no lists themselves.
+    Only where the inner lists hold no lists of weighted modules themselves.
     """
     found: dict[str, list[Member]] = {}
     for outer, path in paths.items():
@@ -477,7 +492,11 @@ def _grouped(lists: Mapping[str, Sequence[Member]], paths: Mapping[nn.Module, st
         kinds = nn.ModuleList | nn.ModuleDict
         if not isinstance(outer, nn.ModuleList) or not all(isinstance(group, kinds) for group in inner):
             continue
-        if any(isinstance(part, kinds) for group in inner for part in group.children()):
+        if any(
+            isinstance(part, kinds) and any(map(_weighted, part.children()))
+            for group in inner
+            for part in group.children()
+        ):
             continue
         for group in inner:
             for member in lists.get(paths[group], ()):
@@ -513,16 +532,22 @@ def _watched(modules: Iterable[nn.Module], enter: Callable[..., None], leave: Ca
     own = {child: child.__dict__.get("forward") for child in modules}
     for child in own:
         child.forward = watched(child, child.forward)  # type: ignore[method-assign]
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, compiled = torch.backends.mha.get_fastpath_enabled(), flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG
     torch.backends.mha.set_fastpath_enabled(False)
+    flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = True  # it would compile itself
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = compiled
         for child, forward in own.items():
             del child.__dict__["forward"]
             if forward is not None:
                 child.forward = forward  # type: ignore[method-assign]
+
+
+def _weighted(module: nn.Module) -> bool:
+    return any(weight.dim() >= 2 for weight in module.parameters())
 
 
 def _floats(value: Any) -> bool:
@@ -558,10 +583,13 @@ def _lists_of_experts(module: nn.Module) -> list[str]:
     return found
 
 
-def _repeated(lists: Mapping[str, Sequence[Member]], read: int, sums: Sequence[frozenset[int]]) -> list[str]:
+def _repeated(
+    lists: Mapping[str, Sequence[Member]], read: int, sums: Sequence[frozenset[int]], apart: bool = True
+) -> list[str]:
     """Paths of repeated members, outer ones first; a sequence counts where nothing inside it repeats.
 
-    ``read`` has one bit for the number of each value that the model's results depend on.
+    ``read`` has one bit for the number of each value that the model's results depend on. Members that read one stream
+    and whose results are summed are parts of one layer. Without ``apart`` what lies inside others counts too.
     """
     found: list[str] = []
     # Lists first, then sequences, then children with names of their own.
@@ -576,11 +604,13 @@ def _repeated(lists: Mapping[str, Sequence[Member]], read: int, sums: Sequence[f
                 # What is no member of a list and runs again and again is a tool of other modules.
                 and (member.listed or runs[member.path] == 1)
             ]
+            streams = Counter(member.normed for member in live)
+            live = [member for member in live if member.adds or streams[member.normed] == 1]
             counts = Counter(key for member in live for key in member.keys)
             for member in live:
                 path = member.path
-                apart = not any(path.startswith(f"{other}.") or other.startswith(f"{path}.") for other in found)
+                nested = any(path.startswith(f"{other}.") or other.startswith(f"{path}.") for other in found)
                 turn = (member.listed, member.container) == (listed, sequences)
-                if turn and apart and any(counts[key] > 1 for key in member.keys):
+                if turn and not (apart and nested) and any(counts[key] > 1 for key in member.keys):
                     found.append(path)
     return found

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -72,6 +73,12 @@ def given(make: Value) -> Value:
     return make
 
 
+def looked_up(path: str) -> Any:
+    """What ``module:name`` names; the name may be that of an attribute's attribute."""
+    module, _, name = path.partition(":")
+    return attrgetter(name)(importlib.import_module(module))
+
+
 @dataclass(frozen=True)
 class Named:
     """A class among timm's models, looked up when the row is built: ``file:Class``."""
@@ -79,8 +86,23 @@ class Named:
     path: str
 
     def found(self) -> Any:
-        module, _, name = self.path.partition(":")
-        return getattr(importlib.import_module(f"timm.models.{module}"), name)
+        return looked_up(f"timm.models.{self.path}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model, called for when the row is built: ``module:Class`` and what it is given."""
+
+    path: str
+    given: tuple[Any, ...] = ()
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+    def found(self) -> Any:
+        return looked_up(self.path)(*_found(self.given), **_found(self.sizes))
+
+
+def part(path: str, *given: Any, **sizes: Any) -> Part:
+    return Part(path, given, sizes)
 
 
 TOKENS: Mapping[str, Value] = {"input_ids": ids(2, 12)}
@@ -93,7 +115,7 @@ class Row:
     """One architecture.
 
     ``library`` is ``transformers``, ``diffusers`` or ``timm``; ``model`` a class of it (timm: a registered name, or
-    ``file:Class``). ``written`` are the models of ``written.py``.
+    ``file:Class``). ``written`` are the models of ``written.py``; of any other library ``model`` is ``module:Class``.
     ``recurrent`` names the classes whose forward runs a recurrence over time, ``linear`` those (or the processors of
     those) that run linear attention: eager counts their executions.
     ``fast`` rows make up the slice that runs on every change.
@@ -113,7 +135,7 @@ class Row:
         """The module in evaluation mode and its keyword arguments; the same on every call."""
         declare_torchvision_operators()
         torch.manual_seed(0)
-        module = _MAKERS[self.library](self)
+        module = _MAKERS.get(self.library, _elsewhere)(self)
         for parameter in module.parameters():
             # Some libraries start gates, scales and last layers at zero, which would hide what they do.
             if not bool(parameter.detach().any()):
@@ -151,16 +173,23 @@ def _diffusers(row: Row) -> nn.Module:
 
 
 def _timm(row: Row) -> nn.Module:
-    sizes = {name: _found(value) for name, value in row.sizes.items()}
+    sizes = _found(row.sizes)
     if ":" in row.model:
         return Named(row.model).found()(**sizes)
     return importlib.import_module("timm").create_model(row.model, pretrained=False, **sizes)
 
 
 def _found(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_found(item) for item in value]
-    return value.found() if isinstance(value, Named) else value
+    """``value`` with the classes and parts in it looked up and built."""
+    if isinstance(value, Mapping):
+        return {name: _found(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_found, value))
+    return value.found() if isinstance(value, Named | Part) else value
+
+
+def _elsewhere(row: Row) -> nn.Module:
+    return Part(row.model, (), row.sizes).found()
 
 
 _MAKERS: dict[str, Callable[[Row], nn.Module]] = {
@@ -172,7 +201,8 @@ _MAKERS: dict[str, Callable[[Row], nn.Module]] = {
 
 
 def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """Run a built row; timm's models take their image by position."""
+    """Run a built row; inputs named by numbers go by position, and so does the image of timm's models."""
     if set(inputs) == {"x"}:
         return module(inputs["x"])
-    return module(**inputs)
+    numbered = [value for name, value in inputs.items() if name.isdigit()]
+    return module(*numbered, **{name: value for name, value in inputs.items() if not name.isdigit()})

@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Two worker processes with one thread each suit a small machine; the demo and benchmarks use every core.
 WORKERS ?= 2
 
-.PHONY: help demo test zoo matrix lint gpu kernels clean
+.PHONY: help demo test zoo outside matrix lint gpu kernels clean
 
 help:
 	@echo "make demo     sample digits with eager, torch.compile and laconic; pictures and report in demo-output/"
 	@echo "make test     install what the tests need and run them"
 	@echo "make zoo      search every architecture of the model zoo, prove every site, write docs/zoo.md (a quarter of an hour)"
+	@echo "make outside  the same for models of some sixty other libraries and the rest of transformers, timm and diffusers; docs/outside.md (an hour)"
 	@echo "make matrix   every cache policy on six architectures through Inductor, 3 x 50 steps (half an hour)"
 	@echo "make lint     ruff and mypy"
 	@echo "make gpu      GPU tests and benchmarks, on a CUDA machine with torch and Triton installed (no network)"
@@ -37,6 +38,12 @@ $(VENV)/.lint: $(VENV)/.test
 	$(PIP) --editable '.[lint]'
 	@touch $@
 
+$(VENV)/.outside: $(VENV)/.test tests/zoo/libraries.txt
+	@# Never their dependencies: many would bring another torch. The models of torchaudio are Python; its binaries need CUDA.
+	$(PIP) --no-deps --requirement tests/zoo/libraries.txt
+	rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
+	@touch $@
+
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
@@ -45,6 +52,9 @@ test: $(VENV)/.test
 
 zoo: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo.report
+
+outside: $(VENV)/.outside
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo.libraries_report
 
 matrix: $(VENV)/.test
 	$(BIN)/python benchmarks/policy_matrix.py

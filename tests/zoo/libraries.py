@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import libraries_modal, libraries_options, libraries_recurrences, libraries_text, libraries_vision
+from . import (
+    libraries_diffusion,
+    libraries_images,
+    libraries_multimodal,
+    libraries_options,
+    libraries_recurrences,
+    libraries_recurrent,
+    libraries_sound,
+    libraries_text,
+    libraries_vision,
+)
 from .table import Row
 
 ROWS: dict[str, Row] = {
@@ -11,7 +21,11 @@ ROWS: dict[str, Row] = {
         *libraries_vision.ROWS,
         *libraries_options.ROWS,
         *libraries_text.ROWS,
-        *libraries_modal.ROWS,
+        *libraries_recurrent.ROWS,
         *libraries_recurrences.ROWS,
+        *libraries_multimodal.ROWS,
+        *libraries_images.ROWS,
+        *libraries_diffusion.ROWS,
+        *libraries_sound.ROWS,
     )
 }

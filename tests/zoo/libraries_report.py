@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import libraries, pages, sweep
@@ -53,6 +53,16 @@ def _measured(module: str, rows: Iterable[Row]) -> tuple[list[Result], dict[str,
     return results, failed
 
 
+def write(parts: Sequence[tuple[list[Result], dict[str, str]]], libraries: Iterable[str]) -> None:
+    """The page of what came out of the rows of ``libraries``, and of the sweep."""
+    versions = f"Versions: torch {importlib.metadata.version('torch')}, {_versions(sorted(libraries))}.\n"
+    titles = ("# Other libraries\n", "# The rest of transformers, timm and diffusers\n")
+    written = [_HEAD, versions]
+    for title, (results, failed) in zip(titles, parts, strict=True):
+        written.append(pages.page(title, results, failed, {}, compiled=False))
+    PAGE.write_text("\n".join(written))
+
+
 def main(arguments: list[str]) -> int:
     """Measure and print; write the page when everything was measured. 1 when a site is false or not proven."""
     present = {name: importable(name) for name in dict.fromkeys(row.library for row in libraries.ROWS.values())}
@@ -65,13 +75,7 @@ def main(arguments: list[str]) -> int:
         rows = [row for row in rows if not chosen or {row.name, row.library} & chosen]
         parts.append(_measured(module.__name__, rows))
     if not chosen:
-        used = sorted(name for name, there in present.items() if there)
-        versions = f"Versions: torch {importlib.metadata.version('torch')}, {_versions(used)}.\n"
-        titles = ("## Other libraries", "## The rest of transformers, diffusers and timm")
-        written = [f"{_HEAD}\n{versions}"]
-        for title, (results, failed) in zip(titles, parts, strict=True):
-            written.append(pages.page(title + "\n", results, failed, {}, compiled=False))
-        PAGE.write_text("\n".join(written))
+        write(parts, [name for name, there in present.items() if there])
     wrong = [result.row.name for results, _ in parts for result in results if any(result.false.values())]
     wrong += [result.row.name for results, _ in parts for result in results if result.unproven]
     if wrong:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.fx import Node
 from torch.nn import functional
 
 from .evaluate import concretely
+from .families import FAMILIES, GATED, Numbers, around, with_numbers, written
 from .nodes import CASTS, COPIES, RESHAPES, argument, mutates, operation, scalar
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -42,14 +42,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """The element-wise functions a feed-forward layer may have, by name."""
 
-GATED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    # Both sides limited to 7, and the linear side moved by one.
-    "clamped_swiglu": lambda gate, up: (
-        gate.clamp(max=7.0) * torch.sigmoid(1.702 * gate.clamp(max=7.0)) * (up.clamp(-7.0, 7.0) + 1)
-    ),
-}
-"""Functions of gate and up together that are no product with an activation, by name."""
-
 PARAMETRIC: dict[str, Callable[..., Tensor]] = {
     # Yu et al. 2022, "MetaFormer baselines for vision", equation 8.
     "star_relu": lambda x, scale, offset: scale * functional.relu(x).square() + offset,
@@ -64,14 +56,23 @@ PARAMETRIC: dict[str, Callable[..., Tensor]] = {
 """Functions with stored numbers of their own, given after ``x``, by name."""
 
 
-def activate(name: str, x: Tensor, parameters: Sequence[Tensor] = ()) -> Tensor:
-    """``x`` through the function called ``name``; ``parameters`` are its own numbers, each of one element."""
+def activate(name: str, x: Tensor, parameters: Sequence[Tensor] = (), constants: Sequence[float] = ()) -> Tensor:
+    """``x`` through the function called ``name``; ``parameters`` are its own stored numbers, each of one element.
+
+    With ``constants`` it is a function of :data:`FAMILIES`, which takes those numbers.
+    """
+    if constants:
+        return FAMILIES[name](x, *constants)
     return PARAMETRIC[name](x, *parameters) if name in PARAMETRIC else ACTIVATIONS[name](x)
 
 
-def gate_with(activation: str, gate: Tensor, up: Tensor) -> Tensor:
-    """The hidden value of a gated layer: ``activation(gate) * up``, or a function of :data:`GATED`."""
-    return GATED[activation](gate, up) if activation in GATED else ACTIVATIONS[activation](gate) * up
+def gate_with(
+    name: str, gate: Tensor, up: Tensor, parameters: Sequence[Tensor] = (), constants: Sequence[float] = ()
+) -> Tensor:
+    """The hidden value of a gated layer: the function of ``gate``, times ``up``; or one of :data:`GATED`."""
+    if name in GATED:
+        return GATED[name](gate, up, *constants)
+    return activate(name, gate, parameters, constants) * up
 
 
 ARITHMETIC = frozenset(
@@ -105,23 +106,18 @@ _PASSED = CASTS | COPIES | RESHAPES | {"dropout"}
 _TOLERANCE = 1e-6
 
 
-@lru_cache(maxsize=1)
-def _samples() -> tuple[Tensor, Tensor]:
-    """Two independent sample vectors covering every bend and both tails."""
+def _samples(numbers: Numbers) -> tuple[Tensor, Tensor]:
+    """Two independent sample vectors covering every bend and both tails, and both sides of ``numbers``."""
     generator = torch.Generator().manual_seed(0)
-    first = torch.cat([torch.linspace(-9.0, 9.0, 61, dtype=torch.float64), torch.tensor([-30.0, 30.0]).double()])
+    tails = torch.tensor([-30.0, 30.0]).double()
+    first = torch.cat([torch.linspace(-9.0, 9.0, 61, dtype=torch.float64), tails, around(numbers)])
     second = torch.randn(first.shape, generator=generator, dtype=torch.float64) * 3
+    second[-len(around(numbers)) :] = around(numbers)
     return first, second[torch.randperm(len(second), generator=generator)]
 
 
-@lru_cache(maxsize=1)
-def _known() -> tuple[tuple[str, Tensor, Tensor], ...]:
-    first, second = _samples()
-    return tuple((name, function(first), function(second)) for name, function in ACTIVATIONS.items())
-
-
-# The activation, the value it is applied to, and the order of its own numbers.
-Found = tuple[str, int, tuple[int, ...]]
+# The activation, the value it is applied to, the order of its stored numbers, and those written in the graph.
+Found = tuple[str, int, tuple[int, ...], tuple[float, ...]]
 
 _NAMED: dict[str, Found | None] = {}
 
@@ -134,14 +130,14 @@ def elementwise(node: Node) -> bool:
     return name in ARITHMETIC or (mutates(node) and name.removesuffix("_") in ARITHMETIC)
 
 
-def sample_points() -> Tensor:
-    """Points on which two functions of :data:`ACTIVATIONS` differ by far more than rounding."""
-    return _samples()[0]
+def sample_points(region: Sequence[Node]) -> Tensor:
+    """Points on which two functions of :data:`ACTIVATIONS` differ by far more than rounding, and ``region`` bends."""
+    return _samples(written(region))[0]
 
 
-def nearest(result: Tensor) -> str | None:
-    """The activation that gives ``result`` on :func:`sample_points`, if any."""
-    return next((name for name, first, _ in _known() if _equal(result, first)), None)
+def nearest(result: Tensor, points: Tensor) -> str | None:
+    """The activation that gives ``result`` on ``points``, if any."""
+    return next((name for name, function in ACTIVATIONS.items() if _equal(result, function(points))), None)
 
 
 def recognise(region: Sequence[Node], leaves: Mapping[Node, int], own: Sequence[Node] = ()) -> Found | None:
@@ -150,7 +146,7 @@ def recognise(region: Sequence[Node], leaves: Mapping[Node, int], own: Sequence[
     ``region`` is in graph order and its last node is the result; ``leaves`` says which value (0 or 1) each node it
     reads is. With two values the result is the activation of one times the other; with one it is the activation
     itself. ``own`` are stored numbers it reads besides; the order in which the activation takes them is the third
-    part of the result. None: no function of :data:`ACTIVATIONS` or :data:`PARAMETRIC`.
+    part of the result, numbers written in the region that it takes are the fourth. None: no known function.
     """
     key = _text(region, {node: f"x{index}" for node, index in leaves.items()} | {n: f"p{i}" for i, n in enumerate(own)})
     if key not in _NAMED:
@@ -160,37 +156,39 @@ def recognise(region: Sequence[Node], leaves: Mapping[Node, int], own: Sequence[
 
 
 def _compare(region: Sequence[Node], leaves: Mapping[Node, int], own: Sequence[Node]) -> Found | None:
-    samples = _samples()
+    numbers = written(region)
+    samples = _samples(numbers)
     fresh = [sample.clone() for sample in samples]  # the region may write to what it reads
-    numbers = [torch.tensor([value], dtype=torch.float64) for value in (0.7, -0.4, 1.3, -1.9)[: len(own)]]
+    stored = [torch.tensor([value], dtype=torch.float64) for value in (0.7, -0.4, 1.3, -1.9)[: len(own)]]
     try:
         result = _run(
-            region, {node: fresh[index] for node, index in leaves.items()} | dict(zip(own, numbers, strict=True))
+            region, {node: fresh[index] for node, index in leaves.items()} | dict(zip(own, stored, strict=True))
         )
     except Exception:
         return None  # whatever cannot be run on numbers is not one of the known functions
-    for name, order, first, second in _candidates(samples, numbers):
-        if len(set(leaves.values())) == 1:
-            if _equal(result, first):
-                return name, 0, order
-        elif _equal(result, first * samples[1]):
-            return name, 0, order
-        elif _equal(result, second * samples[0]):
-            return name, 1, order
+    gated = len(set(leaves.values())) == 2
+    for name, order, constants in _candidates(stored, numbers, gated):
+        given = [stored[index] for index in order]
+        for active in (0, 1) if gated else (0,):
+            one, other = samples[active], samples[1 - active]
+            made = gate_with(name, one, other, given, constants) if gated else activate(name, one, given, constants)
+            if _equal(result, made):
+                return name, active, order, constants
     return None
 
 
 def _candidates(
-    samples: tuple[Tensor, Tensor], numbers: Sequence[Tensor]
-) -> Iterator[tuple[str, tuple[int, ...], Tensor, Tensor]]:
-    """Functions that take as many stored numbers, with every order of them, on both samples."""
-    if not numbers:
-        yield from ((name, (), first, second) for name, first, second in _known())
+    stored: Sequence[Tensor], numbers: Numbers, gated: bool
+) -> Iterator[tuple[str, tuple[int, ...], tuple[float, ...]]]:
+    """Functions that take as many stored numbers, with every order of them, or numbers that are written."""
+    if not stored:
+        yield from ((name, (), ()) for name in ACTIVATIONS)
+        for name, constants in with_numbers(FAMILIES | (GATED if gated else {}), numbers):
+            yield name, (), constants
+        return
     for name, function in PARAMETRIC.items():
-        if len(inspect.signature(function).parameters) == len(numbers) + 1:
-            for order in itertools.permutations(range(len(numbers))):
-                given = [numbers[index] for index in order]
-                yield name, order, function(samples[0], *given), function(samples[1], *given)
+        if len(inspect.signature(function).parameters) == len(stored) + 1:
+            yield from ((name, order, ()) for order in itertools.permutations(range(len(stored))))
 
 
 def _equal(left: Any, right: Tensor) -> bool:

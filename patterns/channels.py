@@ -80,7 +80,7 @@ def partly(region: Sequence[Node], leaf: Node, result: Node, axis: int) -> tuple
     """
     shape = list(shape_of(leaf))
     width = shape[axis]
-    points = sample_points()
+    points = sample_points(region)
     if not isinstance(width, int) or width * len(points) > _LARGEST or any(tensor(node) is None for node in [leaf]):
         return None
     place = 0 if axis % len(shape) != 0 else -1
@@ -96,17 +96,17 @@ def partly(region: Sequence[Node], leaf: Node, result: Node, axis: int) -> tuple
             return None  # something in it needs the sizes of this graph: simply not recognised
         if not isinstance(made, Tensor) or made.shape != sample.shape:
             return None
-        return _by_channel(made.movedim(axis, 0).reshape(width, len(points)))
+        return _by_channel(made.movedim(axis, 0).reshape(width, len(points)), points)
 
 
-def _by_channel(made: Tensor) -> tuple[str, tuple[int, int]] | None:
+def _by_channel(made: Tensor, points: Tensor) -> tuple[str, tuple[int, int]] | None:
     """``made[channel, point]`` as one function on a run of channels and the identity on the rest."""
-    changed = ((made - sample_points()).abs() > 1e-6).any(dim=1)
+    changed = ((made - points).abs() > 1e-6).any(dim=1)
     where = torch.nonzero(changed).flatten().tolist()
     if not where or where[-1] - where[0] + 1 != len(where):
         return None
     first = made[where[0]]
-    name = nearest(first)
+    name = nearest(first, points)
     if name is None or not torch.equal(made[where], first.expand(len(where), -1)):
         return None
     return name, (where[0], where[-1] + 1)

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from . import proof
-from .activations import ACTIVATIONS, GATED
+from .activations import ACTIVATIONS, activate, gate_with
 from .describe import shape_of
 from .evaluate import concretely
+from .families import FAMILIES, GATED, Numbers, with_numbers, written
 from .reference import MEANINGS
 from .reference_experts import apply, half_of_hidden, stacked
 from .routing import Routing
@@ -114,13 +115,17 @@ def fitted(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields]) 
     found = _FITTED[key]
     if found is None:
         return None
-    index, activation, routing, scaled = found
+    index, (activation, constants), routing, scaled = found
     fields = {name: value for name, value in possible[index].items() if name != "hidden"}
-    return dataclasses.replace(site, **fields, activation=activation, routing=routing, scaled_inputs=scaled)
+    return dataclasses.replace(
+        site, **fields, activation=activation, constants=constants, routing=routing, scaled_inputs=scaled
+    )
 
 
+# A function and the numbers it takes.
+Function = tuple[str, tuple[float, ...]]
 # Which reading, the activation, the routing, and whether the weights multiply what experts read.
-Fit = tuple[int, str, Routing, bool]
+Fit = tuple[int, Function, Routing, bool]
 
 # By structure: equal layers are searched once.
 _FITTED: dict[str, Fit | None] = {}
@@ -134,9 +139,10 @@ def _search(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields])
             return None  # some operation cannot be run here: not a region that can be proven
         got = computed[0].reshape(-1, computed[0].shape[-1])
         chosen = list(_weights(site, ways, values))
+        numbers = written(site.interior)
         rows = values[site.input].reshape(-1, values[site.input].shape[-1])
         for index, fields in enumerate(possible):
-            for activation, made in _outputs(fields, rows, values):
+            for activation, made in _outputs(fields, rows, values, numbers):
                 for routing, weights in chosen:
                     want = torch.einsum("ne,nek->nk", weights, made)
                     scale = float((got * want).sum() / want.square().sum())
@@ -146,7 +152,7 @@ def _search(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields])
         for routing, weights in chosen:
             scaled = weights[..., None] * rows[:, None]
             for index, fields in enumerate(possible):
-                for activation, made in _outputs(fields, scaled, values):
+                for activation, made in _outputs(fields, scaled, values, numbers):
                     want = torch.einsum("ne,nek->nk", (weights != 0).to(made.dtype), made)
                     if want.shape == got.shape and _close(got, want):
                         return index, activation, routing, True
@@ -164,25 +170,26 @@ def _weights(
         yield routing, routing.weights(router, bias)
 
 
-def _outputs(fields: Fields, rows: Tensor, values: Mapping[Node, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _outputs(
+    fields: Fields, rows: Tensor, values: Mapping[Node, Tensor], numbers: Numbers
+) -> Iterator[tuple[Function, Tensor]]:
     """What every expert makes of every token ``[tokens, experts, features]``, for each activation.
 
     ``rows`` are the tokens ``[tokens, features]``, or what each expert reads of them ``[tokens, experts, features]``.
     """
     read = values.__getitem__
+    plain: list[Function] = [(name, ()) for name in ACTIVATIONS]
     try:
         up = half_of_hidden(apply(stacked(fields["up"], read), rows), fields["up_half"], fields["interleaved"])
         down = stacked(fields["down"], read)
         if fields["gate"] is None:
-            for name, function in ACTIVATIONS.items():
-                yield name, apply(down, function(up))
+            for name, constants in (*plain, *with_numbers(FAMILIES, numbers)):
+                yield (name, constants), apply(down, activate(name, up, (), constants))
             return
         gate = apply(stacked(fields["gate"], read), rows)
         gate = half_of_hidden(gate, fields["gate_half"], fields["interleaved"])
-        for name, function in ACTIVATIONS.items():
-            yield name, apply(down, function(gate) * up)
-        for name, both in GATED.items():
-            yield name, apply(down, both(gate, up))
+        for name, constants in (*plain, *with_numbers(FAMILIES | GATED, numbers)):
+            yield (name, constants), apply(down, gate_with(name, gate, up, (), constants))
     except RuntimeError:
         return  # shapes that agree at the site's own sizes by accident only
 

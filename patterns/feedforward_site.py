@@ -69,6 +69,7 @@ def build(candidate: Candidate, effects: Effects) -> FeedForward:
         dropout=hidden.dropout,
         channels=hidden.channels,
         parameters=hidden.parameters,
+        constants=hidden.constants,
         run=run,
         run_bias=up.bias,
         form=form,

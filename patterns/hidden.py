@@ -110,6 +110,7 @@ class Hidden:
     dropout: float = 0.0
     channels: tuple[int, int] | None = None
     parameters: tuple[Node, ...] = ()
+    constants: tuple[float, ...] = ()
 
 
 @dataclass(eq=False)
@@ -222,9 +223,16 @@ def _activation(start: Node, axis: int, layers: Layers, dropped: float) -> Hidde
         if len(region) == views or len({leaf.layer.input for leaf in leaves.values()}) > 1:
             return None
         raise Refused("unsupported-op", "the arithmetic between two linear layers is no known activation", start)
-    activation, active, order = found
-    parameters = tuple(stored[index] for index in order)
-    return Hidden([leaves[node] for node in nodes], activation, active, start, dropout=dropped, parameters=parameters)
+    activation, active, order, constants = found
+    return Hidden(
+        [leaves[node] for node in nodes],
+        activation,
+        active,
+        start,
+        dropout=dropped,
+        parameters=tuple(stored[index] for index in order),
+        constants=constants,
+    )
 
 
 def _partly(start: Node, down: Layer, layers: Layers, dropped: float) -> Hidden | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.nn import functional
 
-from .activations import ACTIVATIONS, activate
+from .activations import ACTIVATIONS, activate, gate_with
 from .operands import permuted
 from .sites import (
     Attention,
@@ -263,9 +263,10 @@ def feedforward(site: FeedForward, read: Read) -> Tensor:
         bent = ACTIVATIONS[site.activation](hidden.narrow(feature, start, stop - start))
         hidden = torch.slice_scatter(hidden, bent, feature, start, stop)
     elif site.gate is None:
-        hidden = activate(site.activation, hidden, own)
+        hidden = activate(site.activation, hidden, own, site.constants)
     else:
-        hidden = activate(site.activation, project(site.gate, x, site.gate_half), own) * hidden
+        gate = project(site.gate, x, site.gate_half)
+        hidden = gate_with(site.activation, gate, hidden, own, site.constants)
     if site.joined:
         hidden = torch.cat([hidden if part is None else read(part) for part in site.joined], feature)
     return project(site.down, hidden, None)

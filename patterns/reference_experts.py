@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .activations import ACTIVATIONS, gate_with
+from .activations import activate, gate_with
+from .families import written
 from .reference import MEANINGS, Read, meaning
 from .sites import MixtureOfExperts, Stack
 
@@ -85,6 +86,7 @@ def _resize(site: MixtureOfExperts, sizes: Mapping[str, int]) -> Callable[[int],
 def _variants(site: MixtureOfExperts, values: dict[Node, Any]) -> list[dict[Node, Any]]:
     """Tokens as they come; all alike, so that they go to the same experts; large ones, which limits would cut.
 
+    Where a number limits a value, the first tokens are so large that hidden values lie on both sides of it.
     And more of them with a weaker bias of the choice, so that every rule of choosing comes to matter. The router's
     outputs stay moderate: where scores vanish, a tiny number added to their sum would count.
     """
@@ -94,6 +96,9 @@ def _variants(site: MixtureOfExperts, values: dict[Node, Any]) -> list[dict[Node
     alike = x.reshape(-1, x.shape[-1])[:1] + 1e-3 * x
     large = {**values, site.input: 4 * x, router: values[router] / 4}
     made = [values, {**values, site.input: alike.reshape(x.shape)}, large]
+    far = max(written(site.interior)["limit"], default=1.0) / math.sqrt(x.shape[-1])
+    if far > 1:
+        made.insert(0, {**values, site.input: far * x, router: values[router] / far})
     for strength in (0.01, 0.1, 0.5):
         other = {**values, site.input: torch.randn(x.shape, generator=generator, dtype=x.dtype)}
         if site.selection_bias is not None:
@@ -115,10 +120,10 @@ def mixture(site: MixtureOfExperts, read: Read) -> Tensor:
     given = weights[..., None] * rows[:, None] if site.scaled_inputs else rows
     up = half_of_hidden(apply(stacked(site.up, read), given), site.up_half, site.interleaved)
     if site.gate is None:
-        hidden = ACTIVATIONS[site.activation](up)
+        hidden = activate(site.activation, up, (), site.constants)
     else:
         gate = half_of_hidden(apply(stacked(site.gate, read), given), site.gate_half, site.interleaved)
-        hidden = gate_with(site.activation, gate, up)
+        hidden = gate_with(site.activation, gate, up, (), site.constants)
     summed = (weights != 0).to(x.dtype) if site.scaled_inputs else weights
     made = torch.einsum("ne,nek->nk", summed, apply(stacked(site.down, read), hidden))
     if site.shared is not None:

@@ -319,16 +319,18 @@ class Rope(Site):
 class FeedForward(Site):
     """``down(act(up(x)))`` or, gated, ``down(act(gate(x)) * up(x))``. Linears are sites of their own too.
 
-    ``activation`` is a key of :data:`laconic.patterns.activations.ACTIVATIONS`. Where one layer computes gate and up
-    at once, both fields hold it and ``up_half`` and ``gate_half`` say which half of its outputs each one is (the even
-    or odd ones where they are ``interleaved``). The layers are 1x1 convolutions where the features are axis 1.
-    ``joined`` is not empty where ``down`` reads a concatenation along the features (an attention beside the layer):
-    its parts in order, None for this layer's own. ``dropout`` is the probability of dropping a hidden value in
-    training. ``channels = (start, stop)`` are the hidden channels the activation is applied to where it is not all of
-    them; the others pass unchanged (without a gate only). ``parameters`` are the stored numbers of an activation that
-    has its own (``PARAMETRIC``). ``run = (start, stop)`` are the features of the first layer that are this site's
-    where it computes others beside (queries, keys and values of an attention in parallel, Dehghani et al. 2023,
-    "ViT-22B"); gate and up are then halves of that run, and ``run_bias [H]``, if there, is added to it.
+    ``activation`` is a key of :data:`laconic.patterns.activations.ACTIVATIONS`, or with ``constants`` (numbers
+    written in the graph that it takes, in its order) of ``FAMILIES``, or of ``GATED`` for a function of both. Where
+    one layer computes gate and up at once, both fields hold it and ``up_half`` and ``gate_half`` say which half of
+    its outputs each one is (the even or odd ones where they are ``interleaved``). The layers are 1x1 convolutions
+    where the features are axis 1. ``joined`` is not empty where ``down`` reads a concatenation along the features (an
+    attention beside the layer): its parts in order, None for this layer's own. ``dropout`` is the probability of
+    dropping a hidden value in training. ``channels = (start, stop)`` are the hidden channels the activation is
+    applied to where it is not all of them; the others pass unchanged (without a gate only). ``parameters`` are the
+    stored numbers of an activation that has its own (``PARAMETRIC``). ``run = (start, stop)`` are the features of the
+    first layer that are this site's where it computes others beside (queries, keys and values of an attention in
+    parallel, Dehghani et al. 2023, "ViT-22B"); gate and up are then halves of that run, and ``run_bias [H]``, if
+    there, is added to it.
     """
 
     kind: ClassVar[str] = "feedforward"
@@ -344,6 +346,7 @@ class FeedForward(Site):
     dropout: float = 0.0
     channels: tuple[int, int] | None = None
     parameters: tuple[Node, ...] = ()
+    constants: tuple[float, ...] = ()
     run: tuple[int, int] | None = None
     run_bias: Node | None = None
 
@@ -361,6 +364,7 @@ class FeedForward(Site):
             "dropout": self.dropout,
             "channels": self.channels,
             "parameters": [node.name for node in self.parameters],
+            "constants": list(self.constants),
         }
 
 
@@ -384,8 +388,8 @@ class Stack:
 class MixtureOfExperts(Site):
     """``sum over experts e of w_e(x) down_e(act(gate_e(x)) * up_e(x))``, and a shared expert if there is one.
 
-    ``w = routing.weights(router(x), selection_bias)`` is zero for all but ``routing.top_k`` of ``experts``. ``gate``
-    and the halves are as in :class:`FeedForward`; ``activation`` may also name a function of both (``GATED``).
+    ``w = routing.weights(router(x), selection_bias)`` is zero for all but ``routing.top_k`` of ``experts``. ``gate``,
+    the halves, ``activation`` and ``constants`` are as in :class:`FeedForward`.
     ``shared`` is added to the sum, times ``sigmoid(shared_gate(x))`` if that is there. ``flat``: the output has the
     tokens ``[tokens, features]`` in one axis, whatever axes they have in the input. ``scaled_inputs``: the weights
     multiply what the chosen experts read, ``down_e(act(up_e(w_e(x) x)))``. The fields say what is computed
@@ -400,6 +404,7 @@ class MixtureOfExperts(Site):
     up: Stack
     down: Stack
     activation: str
+    constants: tuple[float, ...] = ()
     gate: Stack | None = None
     up_half: int | None = None
     gate_half: int | None = None
@@ -427,6 +432,7 @@ class MixtureOfExperts(Site):
             "gate": [node.name for node in self.gate.nodes] if self.gate else None,
             "down": [node.name for node in self.down.nodes],
             "activation": self.activation,
+            "constants": list(self.constants),
             "halves": [self.up_half, self.gate_half],
             "interleaved": self.interleaved,
             "selection_bias": self.selection_bias.name if self.selection_bias else None,

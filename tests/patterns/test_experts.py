@@ -84,6 +84,8 @@ def test_experts_of_other_forms() -> None:
     assert three.gate is not None and three.gate.weights != three.up.weights and three.up_half is None
     turned = only_site(zoo.stored_transposed, zoo.tokens())
     assert turned.up.transposed and turned.down.transposed and (turned.gate_half, turned.up_half) == (1, 0)
+    clamped = only_site(zoo.clamped, zoo.tokens())
+    assert (clamped.activation, clamped.constants) == ("clamped_swiglu", (12.0, 1.0, 0.0))
     before = only_site(zoo.scaled_inputs, zoo.tokens())
     assert before.scaled_inputs and before.routing.scores == "sigmoid" and not turned.scaled_inputs
 

@@ -91,6 +91,17 @@ def test_activations_with_numbers_of_their_own(activation: str, count: int, spel
         assert reason is not None and reason.code == "not-proven"
 
 
+@pytest.mark.parametrize(
+    ("activation", "constants", "spelling"), zoo.WRITTEN, ids=[spelling.__name__ for *_, spelling in zoo.WRITTEN]
+)
+def test_activations_with_numbers_written_in_the_graph(
+    activation: str, constants: tuple[float, ...], spelling: Spelling
+) -> None:
+    site = only_site(spelling, zoo.tokens())
+    assert (site.activation, site.parameters) == (activation, ())
+    assert site.constants == pytest.approx(constants)
+
+
 @pytest.mark.parametrize("spelled", zoo.ACTIVATIONS)
 def test_activations_are_recognised_by_value(spelled: str) -> None:
     activation, function = zoo.ACTIVATIONS[spelled]

@@ -246,6 +246,14 @@ def stored_transposed(p: P, x: Tensor) -> Tensor:
     return x + (made * torch.zeros(N, E).scatter(1, indices, values).t()[..., None]).sum(0)
 
 
+def clamped(p: P, x: Tensor, gate_limit: float = 12.0) -> Tensor:
+    values, indices = softmax_then_choose(p, x)
+    gate, up = torch.einsum("nk,ehk->neh", x, p["both"]).chunk(2, -1)
+    hidden = F.silu(gate.clamp(max=gate_limit)) * up.clamp(-12.0, 12.0)
+    made = torch.einsum("neh,ekh->nek", hidden, p["down"])
+    return x + torch.einsum("nek,ne->nk", made, torch.zeros(N, E).scatter(1, indices, values))
+
+
 def scaled_inputs(p: P, x: Tensor) -> Tensor:
     values, indices = F.linear(x, p["router"]).topk(TOP, dim=-1)
     weights = torch.full((N, E), float("-inf")).scatter(1, indices, values).sigmoid()
@@ -332,6 +340,10 @@ def norm_inside(p: P, x: Tensor) -> Tensor:
     return x + torch.einsum("nek,ne->nk", made, torch.zeros(N, E).scatter(1, indices, values))
 
 
+def clamped_at_two_limits(p: P, x: Tensor) -> Tensor:
+    return clamped(p, x, 13.0)
+
+
 def experts_of_two_kinds(p: P, x: Tensor) -> Tensor:
     values, indices = softmax_then_choose(p, x)
     total = torch.zeros_like(x)
@@ -369,6 +381,7 @@ LOOKALIKES: list[tuple[Spelling, str | None]] = [
     (router_returned, None),
     (norm_inside, "not-proven"),
     (experts_of_two_kinds, "not-proven"),
+    (clamped_at_two_limits, "not-proven"),
     (tokens_chosen_by_experts, None),
     (all_experts, None),
 ]

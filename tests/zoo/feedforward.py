@@ -280,6 +280,67 @@ PARAMETRIC: list[tuple[str, int, Spelling]] = [
 ]
 
 
+# --- activations with numbers written in the graph -------------------------------------------------------------------
+
+
+def clamped(p: P, x: Tensor) -> Tensor:
+    gate, up = F.linear(x, p["both"]).chunk(2, -1)
+    return F.linear(F.silu(gate.clamp(max=4.5)) * up.clamp(min=-4.5, max=4.5), p["down"])
+
+
+def clamped_and_moved(p: P, x: Tensor) -> Tensor:
+    gate = torch.minimum(F.linear(x, p["gate"]), torch.tensor(11.0))
+    bent = gate * torch.sigmoid(1.5 * gate)
+    return F.linear((F.hardtanh(F.linear(x, p["up"]), -11.0, 11.0) + 1) * bent, p["down"])
+
+
+def capped_after(p: P, x: Tensor) -> Tensor:
+    gate, up = F.silu(F.linear(x, p["gate"])), F.linear(x, p["up"])
+    return F.linear(gate.clamp_max(3.0) * up.clamp(-3.0, 3.0), p["down"])
+
+
+def leaky(p: P, x: Tensor) -> Tensor:
+    return F.linear(F.leaky_relu(F.linear(x, p["up"]), 0.2), p["down"])
+
+
+def leaky_gated(p: P, x: Tensor) -> Tensor:
+    gate = F.linear(x, p["gate"])
+    return F.linear(torch.maximum(gate, 0.2 * gate) * F.linear(x, p["up"]), p["down"])
+
+
+def swish(p: P, x: Tensor) -> Tensor:
+    h = F.linear(x, p["up"])
+    return F.linear(h * torch.sigmoid(1.7 * h), p["down"])
+
+
+def capped_far_out(p: P, x: Tensor) -> Tensor:
+    return F.linear(F.relu(F.linear(x, p["up"])).clamp(max=200.0), p["down"])
+
+
+def one_side_far_out(p: P, x: Tensor) -> Tensor:
+    return F.linear(F.silu(F.linear(x, p["gate"]).clamp(max=200.0)) * F.linear(x, p["up"]), p["down"])
+
+
+def two_limits(p: P, x: Tensor) -> Tensor:
+    gate, up = F.linear(x, p["both"]).chunk(2, -1)
+    return F.linear(F.silu(gate.clamp(max=4.5)) * up.clamp(min=-4.5, max=4.0), p["down"])
+
+
+def threshold_near_zero(p: P, x: Tensor) -> Tensor:
+    h = F.linear(x, p["up"])
+    return F.linear(torch.where(h > 0.05, h, 0.0), p["down"])
+
+
+WRITTEN: list[tuple[str, tuple[float, ...], Spelling]] = [
+    ("clamped_swiglu", (4.5, 1.0, 0.0), clamped),
+    ("clamped_swiglu", (11.0, 1.5, 1.0), clamped_and_moved),
+    ("capped_swiglu", (3.0,), capped_after),
+    *(("leaky_relu", (0.2,), spelling) for spelling in (leaky, leaky_gated)),
+    ("swish", (1.7,), swish),
+    ("capped_relu", (200.0,), capped_far_out),
+]
+
+
 def learned_scale(p: P, x: Tensor) -> Tensor:
     return F.linear(p["one"] * F.gelu(F.linear(x, p["up"])), p["down"])
 
@@ -607,7 +668,7 @@ def unknown_function(p: P, x: Tensor) -> Tensor:
 
 def nearly_quick_gelu(p: P, x: Tensor) -> Tensor:
     h = F.linear(x, p["up"])
-    return F.linear(h * torch.sigmoid(1.7 * h), p["down"])
+    return F.linear(h * torch.sigmoid(1.702 * h + 0.01), p["down"])
 
 
 def scaled_hidden(p: P, x: Tensor) -> Tensor:
@@ -689,6 +750,9 @@ LOOKALIKES: list[tuple[Spelling, str | None]] = [
     (sum_of_both, "unsupported-op"),
     (unknown_function, "unsupported-op"),
     (nearly_quick_gelu, "unsupported-op"),
+    (one_side_far_out, "unsupported-op"),
+    (two_limits, "unsupported-op"),
+    (threshold_near_zero, "unsupported-op"),
     (scaled_hidden, "unsupported-op"),
     (learned_scale, "unsupported-op"),
     (slope_of_each_channel, None),

@@ -20,6 +20,7 @@ FORMS = [
     zoo.layer(zoo.sigmoid_scaled, zoo.one_hot_dispatch),
     zoo.layer(zoo.normalised_in_place, zoo.sorted_by_expert),
     zoo.scaled_inputs,
+    zoo.clamped,
     zoo.plain_with_biases,
     zoo.stored_transposed,
 ]

@@ -24,6 +24,7 @@ FORMS = [
     *(zoo.gated_second, zoo.gated_by_hand, zoo.layer_scale_after, zoo.in_place_on_its_own),
     *(zoo.fused_chunk, zoo.fused_slices, zoo.fused_unbind, zoo.interleaved, zoo.fused_narrow),
     *(zoo.star_relu, zoo.prelu_gated, zoo.one_layer_for_both_cut, zoo.gated_beside, zoo.biased_beside),
+    *(zoo.clamped, zoo.capped_after, zoo.leaky_gated, zoo.swish),
     *(zoo.where_mask, zoo.where_written_mask, zoo.cat_of_slices, zoo.slice_written, zoo.blended),
 ]
 

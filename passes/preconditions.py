@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from ..patterns.graph import NormalGraph
 from ..patterns.provenance import differentiated as differentiated
 from ..patterns.reasons import Reason
-from ..patterns.sites import Attention, GatheredAttention, LinearAttention, Operand, Site
+from ..patterns.sites import Attention, GatheredAttention, LinearAttention, MappedAttention, Operand, Site
 
 
 def no_gradient(site: Site, graph: NormalGraph, what: str) -> Reason | None:
@@ -96,11 +96,13 @@ def no_dropout(dropout: float, node: Node) -> Reason | None:
 
 
 def has_softmax(site: Site) -> Reason | None:
-    """``unsupported-softmax`` for attention whose keys cannot be left out or merged: sums over keys, gathered keys."""
+    """``unsupported-softmax`` for attention whose keys cannot be left out or merged."""
     if isinstance(site, LinearAttention):
         text = "linear attention has no weights for single keys: it sums over them first"
     elif isinstance(site, GatheredAttention):
         text = "each query has keys of its own already"
+    elif isinstance(site, MappedAttention):
+        text = f"no softmax alone makes weights of the scores: {site.obstacle.text}"
     else:
         return None
     return Reason("unsupported-softmax", text, tuple(node.name for node in site.outputs))

@@ -14,11 +14,13 @@ from functools import partial
 from torch.fx import Node
 
 from .attention_fused import fused
+from .attention_mapped import mapped
 from .attention_site import Parts, build
 from .axes import Atom, Contraction, Layout, contraction, downward, leaves, resolved, same
 from .effects import effects_of
 from .gathered import gathered
 from .graph import NormalGraph
+from .linear import fixed_nodes
 from .masks import without_not
 from .mixtures import Mixture, mixture
 from .nodes import DROPOUTS, argument, dimension, mutates, operation, readers, scalar, tensor
@@ -35,12 +37,14 @@ from .softmax import Softmax, softmax_at
 _INSTEAD = frozenset({"sigmoid", "relu", "elu", "gelu", "silu", "softplus", "log_softmax", "exp", "square", "pow"})
 
 
-def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason]]:
+def find_attention(graph: NormalGraph, before: Sites) -> tuple[list[Site], list[Reason]]:
     """Every attention of the graph in order, and a reason for everything that came close."""
     nodes = graph.module.graph
     effects, origins = effects_of(graph), Origins(nodes)
     found: dict[Attention | GatheredAttention, frozenset[Node]] = {}
+    anchors: dict[Attention | GatheredAttention, Softmax] = {}
     refusals: list[Reason] = []
+    missed: list[tuple[Softmax, Reason]] = []
 
     trained: set[Node] | None = None
     instead: list[Node] = []
@@ -55,14 +59,19 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
                 trained = differentiated(graph) if trained is None else trained
                 if parts.factor[0] in trained:
                     raise Refused("requires-grad", "the scores are scaled by something that is trained", parts.anchor)
-            found[build("", parts, effects)] = parts.above
+            site = build("", parts, effects)
+            found[site] = parts.above
             taken.update(parts.above)
+            if anchor is not None:
+                anchors[site] = anchor
         except Refused as refused:
             other = None if anchor is None else gathered(anchor, graph, effects)
-            if other is None:
-                refusals.append(refused.reason)
-            else:
+            if other is not None:
                 found[other] = frozenset()
+            elif anchor is not None:
+                missed.append((anchor, refused.reason))
+            else:
+                refusals.append(refused.reason)
 
     for node in nodes.nodes:
         if operation(node) == "scaled_dot_product_attention":
@@ -75,12 +84,26 @@ def find_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[R
                 keep(partial(_spelled, anchor, origins, taken), anchor)
         elif operation(node) in _INSTEAD:
             instead.append(node)
-    tried.update(node for site in found for node in site.interior)
+    settled = settle(found)
+    sites: list[Site] = [site for site, reason in settled.items() if reason is None]
+    for site, reason in settled.items():
+        if reason is not None and site in anchors:
+            missed.append((anchors[site], reason))
+        elif reason is not None:
+            refusals.append(reason)
+    fixed = fixed_nodes(graph) if missed else set()
+    for anchor, reason in missed:
+        other = mapped(anchor, reason, graph, fixed, effects)
+        if other is None or any(other.outputs[0] in site.interior for site in sites):
+            refusals.append(reason)
+        else:
+            sites.append(other)
+    tried.update(node for site in sites for node in site.interior)
     for node in instead:
         if node not in tried and (reason := _other_normalisation(node, graph, origins)) is not None:
             refusals.append(reason)
-    standing, escaped = settle(found)
-    return [*standing], [*refusals, *escaped]
+    sites.sort(key=lambda site: site.outputs[0])
+    return [replace(site, id=f"attention.{number}") for number, site in enumerate(sites)], refusals
 
 
 def _product_below(weights: Node) -> Node | None:

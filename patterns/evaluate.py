@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate, map_arg
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .describe import constant_tensor, element_count, ordered, size_hint
-from .nodes import tensor
+from .nodes import DROPOUTS, operation, tensor
 
 # A constant larger than this is not worth computing to find out what it is.
 CONSTANT_LIMIT = 1 << 24
@@ -74,6 +74,19 @@ def run(
         # What is made from nothing (zeros, arange) comes in the default type.
         environment[node] = made.double() if double and isinstance(made, Tensor) and made.dtype in _REAL else made
     return environment
+
+
+def without_dropout(
+    node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Dropout cannot be compared; its probability is read from the arguments and not from numbers."""
+    if operation(node) in DROPOUTS:
+        return (args[0], 0.0, False), {}
+    if "dropout_p" in kwargs:
+        return args, {**kwargs, "dropout_p": 0.0}
+    if operation(node) == "scaled_dot_product_attention" and len(args) > 4:
+        return (*args[:4], 0.0, *args[5:]), kwargs
+    return args, kwargs
 
 
 def _grouped_mm(left: Tensor, right: Tensor, offs: Tensor | None = None, *unused: Any, **also: Any) -> Tensor:

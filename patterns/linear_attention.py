@@ -28,7 +28,7 @@ from .operands import Candidate, climb, descend, factor_of
 from .product import Product, Refused, product
 from .proof import prove
 from .reasons import Reason
-from .sites import Attention, LinearAttention, Site, Sites
+from .sites import ATTENTIONS, LinearAttention, Site, Sites
 from .softmax import softmax_at
 
 # Views and casts between the two products, and between the last one and the quotient.
@@ -41,8 +41,9 @@ def find_linear_attention(graph: NormalGraph, sites: Sites) -> tuple[list[Site],
     Only attention where every query sees every key: a mask or a decay makes a recurrence of it. Linear time; no guard
     on a symbolic size.
     """
-    taken = {node for site in sites.of(Attention) for node in site.interior}
-    first = len(sites.of(Attention))
+    before = sites.of(*ATTENTIONS)
+    taken = {node for site in before for node in site.interior}
+    first = len(before)
     finder = _Finder(graph)
     found: list[Site] = []
     refusals: list[Reason] = []

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from .describe import element_count, size_hint
-from .evaluate import before, concretely, example_value, run
+from .evaluate import before, concretely, example_value, run, without_dropout
 from .graph import NormalGraph
-from .nodes import DROPOUTS, argument, mutates, operation, tensor
+from .nodes import argument, mutates, operation, tensor
 from .reasons import Reason
 from .reference import MEANINGS, default_epsilon, reference
 from .sites import Site
@@ -53,7 +53,9 @@ def structure(site: Site) -> str:
     return f"{type(site).__name__} {site.fingerprint} {_text(site, numbers, top=True)}"
 
 
-_SAID_ELSEWHERE = {"id", "module", "source", "form", "flops", "bytes", "interior", "inputs", "outputs", "fingerprint"}
+_SAID_ELSEWHERE = frozenset(
+    {"id", "module", "source", "form", "flops", "bytes", "interior", "inputs", "outputs", "fingerprint", "obstacle"}
+)
 
 
 def _text(value: Any, numbers: dict[Node, str], *, top: bool = False) -> str:
@@ -153,7 +155,7 @@ def observed(site: Site, sizes: Mapping[str, int]) -> Iterator[tuple[dict[Node, 
             args, kwargs = _written_sizes((args, kwargs), resize)
         elif sizes and node in site.axes:
             args = _with_shape(node, args, _shape(node, site, sizes))
-        return _in_double(node, *_without_dropout(node, args, kwargs))
+        return _in_double(node, *without_dropout(node, args, kwargs))
 
     for given in meaning.variants(site, values):
         environment = {**known, **given}
@@ -227,19 +229,6 @@ def _with_part(name: str, args: tuple[Any, ...], shape: tuple[int, ...]) -> tupl
         part = 1 if len(args) > 2 and args[2] else 0
         return (args[0], args[1], part * size, (part + 1) * size)
     return (args[0], size if name == "split" else [size] * len(args[1]), *args[2:])
-
-
-def _without_dropout(
-    node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Dropout cannot be compared; its probability is read from the arguments and not from numbers."""
-    if operation(node) in DROPOUTS:
-        return (args[0], 0.0, False), {}
-    if "dropout_p" in kwargs:
-        return args, {**kwargs, "dropout_p": 0.0}
-    if operation(node) == "scaled_dot_product_attention" and len(args) > 4:
-        return (*args[:4], 0.0, *args[5:]), kwargs
-    return args, kwargs
 
 
 def _in_double(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

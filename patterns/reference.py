@@ -13,6 +13,8 @@ from torch.fx import Node
 from torch.nn import functional
 
 from .activations import ACTIVATIONS, activate, gate_with
+from .describe import size_hint
+from .evaluate import before, run, without_dropout
 from .operands import permuted
 from .sites import (
     Attention,
@@ -22,6 +24,7 @@ from .sites import (
     GatheredAttention,
     Linear,
     LinearAttention,
+    MappedAttention,
     Norm,
     Operand,
     Site,
@@ -204,6 +207,37 @@ def gathered_attention(site: GatheredAttention, read: Read) -> Tensor:
     back = sorted(range(len(site.slots)), key=site.slots.__getitem__)
     output = torch.zeros_like(scores).scatter_add(-1, keys, weights.permute(back)) @ value
     return output if site.output_permutation is None else output.permute(site.output_permutation)
+
+
+@meaning(MappedAttention)
+def mapped_attention(site: MappedAttention, read: Read) -> tuple[Tensor, ...]:
+    """Vaswani et al. 2017, equation 1, with another function in place of the softmax (Shazeer et al. 2020, talking
+    heads). Each query's weights are computed again with other scores for some of the other queries: none may matter.
+    """
+    query, key, value = (read_operand(item, read) for item in (site.query, site.key, site.value))
+    scores = query @ key.transpose(-2, -1) * site.scale
+    nodes = before([site.weights.node, *site.outputs[1:]], (site.scores.node, *site.inputs))
+    given: dict[Node, Any] = {node: read(node) for node in site.inputs}
+    given |= {node: size_hint(node.meta["val"]) for node in nodes if isinstance(node.meta.get("val"), torch.SymInt)}
+    order = site.scores.permutation or tuple(range(scores.dim()))
+    back = [order.index(axis) for axis in range(len(order))]
+
+    def computed(scores: Tensor) -> dict[Node, Tensor]:
+        return run(nodes, {**given, site.scores.node: scores.permute(back)}, without_dropout, double=True)
+
+    def weights(scores: Tensor) -> Tensor:
+        return permuted(computed(scores)[site.weights.node], site.weights.permutation)
+
+    made, other = weights(scores), scores.roll(1, -2) + 1
+    if not made.isfinite().any():
+        raise ValueError("no weight is a number")
+    places = torch.arange(scores.shape[-2]).unsqueeze(-1)
+    for chosen in (places % 2 == 0, places < scores.shape[-2] // 2):
+        own = weights(scores.where(chosen, other)).where(chosen, weights(other.where(chosen, scores)))
+        made = made.where(made.isclose(own, rtol=1e-9, atol=1e-12, equal_nan=True), float("inf"))
+    output, known = made @ value, computed(scores)
+    output = output if site.output_permutation is None else output.permute(site.output_permutation)
+    return (output, *(known[node] for node in site.outputs[1:]))
 
 
 @meaning(Linear, small=lambda site: _smaller(site, K=7, N=5))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch.fx import Node
 
@@ -19,8 +18,8 @@ from .sites import Attention, GatheredAttention
 AnyAttention = Attention | GatheredAttention
 
 
-def settle(sites: Mapping[AnyAttention, frozenset[Node]]) -> tuple[list[AnyAttention], list[Reason]]:
-    """The sites (each with the scores above its softmax) whose scores only attentions read, and why others are none.
+def settle(sites: Mapping[AnyAttention, frozenset[Node]]) -> dict[AnyAttention, Reason | None]:
+    """Each of the sites (given with the scores above its softmax), and why it is none if its scores escape.
 
     Sites whose scores nobody else reads stand; one that falls may take those it shares scores with along.
     """
@@ -44,6 +43,4 @@ def settle(sites: Mapping[AnyAttention, frozenset[Node]]) -> tuple[list[AnyAtten
             holders[node] -= 1
             if not holders[node]:
                 pending += sharing[node]
-    standing = [site for site in sites if site not in reasons]
-    named = [replace(site, id=f"attention.{number}") for number, site in enumerate(standing)]
-    return named, list(reasons.values())
+    return {site: reasons.get(site) for site in sites}

@@ -68,6 +68,8 @@ class Site:
 def _named(value: Any) -> Any:
     if isinstance(value, Operand):
         value = value.node
+    if isinstance(value, Reason):
+        return str(value)
     return value.name if isinstance(value, Node) else value
 
 
@@ -225,7 +227,32 @@ class GatheredAttention(Site):
         }
 
 
-ATTENTIONS = (Attention, LinearAttention, GatheredAttention)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MappedAttention(Site):
+    """Attention whose scores become weights by a program of the graph, with a softmax over the keys in it.
+
+    ``scores [*batch, S, T]`` are ``scale`` times the products of ``query [*batch, S, D]`` and ``key [*batch, T, D]``.
+    ``weights [*heads, S, K]`` are computed from them, each query's from its own scores; heads may be mixed, keys
+    joined, chosen or left out. ``value [*heads, K, E]`` gives the output ``[*heads, S, E]``, which permuted by
+    ``output_permutation`` is the first of the site's outputs; the others are scores or weights that are read elsewhere.
+    ``way`` is a fingerprint of the program between scores and weights; ``obstacle`` is why this is no
+    :class:`Attention`, and why nothing rewrites it.
+    """
+
+    kind: ClassVar[str] = "attention"
+    reported: ClassVar[tuple[str, ...]] = ("query", "key", "value", "scale", "scores", "weights", "way", "obstacle")
+    query: Operand
+    key: Operand
+    value: Operand
+    scores: Operand
+    weights: Operand
+    way: str
+    obstacle: Reason
+    scale: float = 1.0
+    output_permutation: tuple[int, ...] | None = None
+
+
+ATTENTIONS = (Attention, LinearAttention, GatheredAttention, MappedAttention)
 """Every form of attention; a pass that cannot take one refuses it, so that the report says why."""
 
 

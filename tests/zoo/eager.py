@@ -115,6 +115,8 @@ class Facts:
     """The rank of the parameter it is a view or cast of."""
     product: bool = False
     """Comes element by element from a product of two computed tensors: it may be scores."""
+    matrices: int = 0
+    """How many matrices that product has: one for each head, in each example."""
     logarithm: bool = False
     """Scores less the logarithm of the sum of their exponentials, or that logarithm."""
     weights: frozenset[int] = frozenset()
@@ -245,6 +247,7 @@ class Tracker(TorchDispatchMode):
             return Facts(parameter=ranks[0] if ranks and moves else None) if known or not facts.ancestors else facts
         elif name in _SOFTMAX:
             facts.weights = frozenset({facts.index}) if known[0].product else frozenset()
+            facts.matrices = known[0].matrices
         elif name == "logsumexp":
             facts.logarithm = known[0].product
         elif name == "sum" and known[0].raised:
@@ -266,6 +269,7 @@ class Tracker(TorchDispatchMode):
             if name in _SUMS and len(known) == 2:
                 self.sums.append(frozenset().union(*(item.summed for item in known)))
             facts.product = any(item.product for item in computed)
+            facts.matrices = max(item.matrices for item in computed)
             facts.raised = name == "exp" and facts.product
             facts.logarithm = any(item.logarithm for item in computed)
             facts.weights = frozenset().union(*(item.weights for item in computed))
@@ -290,6 +294,7 @@ class Tracker(TorchDispatchMode):
         if name == "convolution":
             weight = read[1]
             self.projections[facts.index] = known[0].root.index
+            self._mixes_heads(known[0], weight.shape[1], weight.shape[0], facts)
             if known[1].parameter is not None and all(size == 1 for size in weight.shape[2:]):
                 if weight.shape[1] == read[0].shape[1]:
                     self._linear(known[0], weight.shape[1], weight.shape[0], facts)
@@ -298,9 +303,20 @@ class Tracker(TorchDispatchMode):
         one, other = known[left], known[right]
         if one.index and other.index:
             facts.product = not (one.weights or other.weights)
+            facts.matrices = read[left].shape[0] if read[left].dim() == 3 else 1
             self.attention |= one.weights | other.weights
-        elif one.index and other.parameter == 2 and name in ("mm", "addmm", "bmm"):
+        elif other.parameter is not None:
+            self._mixes_heads(one, read[right].shape[-2], read[right].shape[-1], facts)
+        elif one.parameter is not None:
+            self._mixes_heads(other, read[left].shape[-1], read[left].shape[-2], facts)
+        if one.index and other.parameter == 2 and name in ("mm", "addmm", "bmm"):
             self._linear(one, read[right].shape[-2], read[right].shape[-1], facts)
+
+    def _mixes_heads(self, source: Facts, heads: int, features: int, facts: Facts) -> None:
+        """Scores or weights stay what they are when a parameter mixes the heads of each example."""
+        if heads > 1 and source.matrices and source.matrices % heads == 0:
+            facts.product, facts.weights = source.product, source.weights
+            facts.matrices = source.matrices // heads * features
 
     def _linear(self, source: Facts, width: int, features: int, facts: Facts) -> None:
         layer = Layer(source.root, width, frozenset(self._running))

@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from laconic.patterns import proof
 from laconic.patterns.detect import detect
-from laconic.patterns.evaluate import concretely, run
+from laconic.patterns.evaluate import concretely, run, without_dropout
 from laconic.patterns.graph import NormalGraph
 from laconic.patterns.nodes import operation
 from laconic.patterns.reference import MEANINGS, reference
@@ -260,7 +260,7 @@ def executed(graph: NormalGraph, seed: int) -> dict[Node, Any]:
     with concretely():
         torch.set_default_dtype(torch.float64)
         try:
-            return run(nodes, samples(graph, seed), proof._without_dropout, double=True)
+            return run(nodes, samples(graph, seed), without_dropout, double=True)
         finally:
             torch.set_default_dtype(default)
 

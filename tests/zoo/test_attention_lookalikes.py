@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laconic.patterns import proof
-from laconic.patterns.sites import Attention
+from laconic.patterns.sites import Attention, MappedAttention
 from tests.patterns.graphs import attentions, compiled, normal
 from tests.zoo.attention import Spelling, made, meaning_of, n, only_site, scores_of, split, tokens
 from tests.zoo.attention_lookalikes import LOOKALIKES
@@ -21,9 +21,11 @@ def test_lookalike_is_refused(function: Spelling, inputs: Any, code: str) -> Non
     graph = normal(function, *inputs())
     sites = attentions(graph)
     assert not sites.of(Attention)
-    assert code in [reason.code for reason in sites.refusals], [str(reason) for reason in sites.refusals]
+    assert all(proof.prove(site, graph, verify="always") is None for site in sites)
+    reasons = [*sites.refusals, *(site.obstacle for site in sites.of(MappedAttention))]
+    assert code in [reason.code for reason in reasons], [str(reason) for reason in reasons]
     names = {node.name for node in graph.module.graph.nodes}
-    assert all(set(reason.nodes) <= names and reason.nodes for reason in sites.refusals)
+    assert all(set(reason.nodes) <= names and reason.nodes for reason in reasons)
 
 
 def test_there_are_many() -> None:
@@ -38,8 +40,8 @@ def test_a_temperature_that_is_trained_is_refused() -> None:
     graph = normal(attend, *tokens(), made(n.H, 1, 1))
     graph.placeholders[-1].meta["val"].requires_grad_()
     graph.grad_enabled = True
-    (reason,) = attentions(graph).refusals
-    assert reason.code == "requires-grad"
+    (site,) = attentions(graph).of(MappedAttention)
+    assert site.obstacle.code == "requires-grad"
 
 
 # --- dropout and rows that see nothing are fields ------------------------------------------------------------------

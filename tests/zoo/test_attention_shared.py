@@ -10,7 +10,7 @@ from torch import Tensor
 
 import laconic
 from laconic.patterns import proof
-from laconic.patterns.sites import Attention
+from laconic.patterns.sites import Attention, MappedAttention
 from tests.patterns.graphs import attentions, normal
 from tests.without_inductor import run_graphs_as_they_are
 from tests.zoo.attention import Spelling, made, n, scores_of, split, square, tokens
@@ -94,7 +94,8 @@ LOOKALIKES = [read_by_a_sum, falling_one_after_the_other, weights_read_too]
 def test_scores_that_something_else_reads(function: Spelling) -> None:
     sites = attentions(normal(function, *two_sets()))
     assert not sites.of(Attention)
-    assert {reason.code for reason in sites.refusals} == {"weights-escape"}
+    reasons = [*sites.refusals, *(site.obstacle for site in sites.of(MappedAttention))]
+    assert {reason.code for reason in reasons} == {"weights-escape"}
 
 
 # --- what becomes of them ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from .linear_attention import find_linear_attention
 from .norms import find_norms
 from .rope import find_rope
 from .scan import find_scan
-from .sites import Sites
+from .sites import MappedAttention, Sites
 from .skips import find_skips
 
 Detector = Callable[[NormalGraph, Sites], Any]
@@ -67,5 +67,6 @@ def detect(graph: NormalGraph) -> Sites:
             found, refusals = result if isinstance(result, tuple) else (result, [])
             sites.sites += found
             sites.refusals += refusals
-            sites.near_misses += [(_kind(detector), reason) for reason in sites.refusals[before:]]
+            missed = [*sites.refusals[before:], *(site.obstacle for site in found if isinstance(site, MappedAttention))]
+            sites.near_misses += [(_kind(detector), reason) for reason in missed]
     return sites

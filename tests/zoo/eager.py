@@ -87,6 +87,7 @@ _BENT = (
     | {"glu", "gelu_", "silu_", "relu_", "hardswish_", "sigmoid_", "hardtanh_", "leaky_relu_", "elu_", "tanh_", "mish_"}
 )
 _NORMS = {"native_layer_norm", "_fused_rms_norm", "native_group_norm", "native_batch_norm"}
+_SIZES = {"rsqrt", "sqrt", "linalg_vector_norm"}
 _SUMS = {"add", "add_", "sub", "sub_"}
 _SAME = {
     "view",
@@ -135,8 +136,8 @@ class Facts:
     """The number of the exponentials it is the sum of."""
     last: frozenset[Layer] = frozenset()
     """Possible last layers of a feed-forward whose result this is, scaled, normalised or summed."""
-    inverse: bool = False
-    """An inverse square root."""
+    size: bool = False
+    """A root of squares, or one over it."""
     joined: tuple[tuple[int, tuple[int, ...]], ...] = ()
     """Number and shape of the values it is a concatenation of."""
 
@@ -173,6 +174,12 @@ class Tracker(TorchDispatchMode):
         self.feedforward: list[Layer] = []
         self.picking: set[int] = set()
         self.sums: list[frozenset[int]] = []
+        self.parts: set[int] = set()
+        """Numbers that several values share, because one operator made them."""
+        self.direct: list[frozenset[int]] = []
+        """The two values of each of ``sums``."""
+        self.operands: dict[int, frozenset[int]] = {}
+        """The two values that a sum is of."""
         self.norms: dict[int, int] = {}
         """The value that a norm's result comes from."""
         self.projections: dict[int, int] = {}
@@ -214,6 +221,8 @@ class Tracker(TorchDispatchMode):
         if name in _PICKS and (name == "topk" or (len(args) > 1 and isinstance(args[1], int))):
             self.picking.update(map(id, self._running[-3:]))
         made = self._made(name, func, args, read, known)
+        if isinstance(result, list):
+            self.parts.add(made.index)
         for tensor in tree_leaves(result):
             if not isinstance(tensor, Tensor):
                 continue
@@ -257,6 +266,8 @@ class Tracker(TorchDispatchMode):
         elif name in _NORMS:
             facts.last = known[0].last
             self.norms[facts.index] = known[0].root.index
+        elif name == "linalg_vector_norm":
+            facts.size = True
         elif moves:
             if name in _SAME and len(computed) == 1:
                 facts.source = computed[0].root
@@ -267,7 +278,10 @@ class Tracker(TorchDispatchMode):
             if name in _SUMS or name == "cat" or (len(computed) == 1 and name not in _BENT):
                 facts.terms = frozenset().union(*(item.summed for item in computed))
             if name in _SUMS and len(known) == 2:
-                self.sums.append(frozenset().union(*(item.summed for item in known)))
+                normed = frozenset(self.norms[item.index] for item in known if item.index in self.norms)
+                self.sums.append(normed.union(*(item.summed for item in known)))
+                self.operands[facts.index] = frozenset(item.root.index for item in known)
+                self.direct.append(self.operands[facts.index])
             facts.product = any(item.product for item in computed)
             facts.matrices = max(item.matrices for item in computed)
             facts.raised = name == "exp" and facts.product
@@ -281,11 +295,13 @@ class Tracker(TorchDispatchMode):
         return facts
 
     def _norm(self, name: str, facts: Facts, computed: Sequence[Facts]) -> None:
-        """Norms written out: a value times the inverse root of something computed from it, perhaps times a weight."""
-        facts.inverse = name == "rsqrt" or (len(computed) == 1 and name in _SAME and computed[0].inverse)
-        if name == "mul" and len(computed) == 2:
+        """Norms written out: a value times or by the root of something computed from it, perhaps times a weight."""
+        facts.size = name in _SIZES or (
+            len(computed) == 1 and name in _SAME | {"clamp_min", "expand"} and computed[0].size
+        )
+        if name in ("mul", "div") and len(computed) == 2:
             for value, other in (computed, computed[::-1]):
-                if other.inverse and other.ancestors >> value.root.index & 1:
+                if other.size and other.ancestors >> value.root.index & 1:
                     self.norms[facts.index] = value.root.index
         elif len(computed) == 1 and name in _SAME | {"mul"} and computed[0].index in self.norms:
             self.norms[facts.index] = self.norms[computed[0].index]
@@ -380,13 +396,18 @@ class Member:
     listed: bool = False
     normed: frozenset[int] = frozenset()
     """Numbers of the values it reads, and of those they are norms of."""
+    streams: frozenset[int] = frozenset()
+    """These, and the two values that each is a sum of: the stream may be read with positions added to it."""
     returned: set[int] = field(default_factory=set)
     parts: set[str] = field(default_factory=set)
     """Of a list that is a member: what ran of it."""
 
-    def added(self, sums: Sequence[frozenset[int]]) -> bool:
+    def added(self, sums: Sequence[frozenset[int]], direct: Sequence[frozenset[int]]) -> bool:
         """True when the caller adds what it returns to what it read, or to what that is a norm of."""
-        return self.listed and any(self.returned & terms and self.normed & terms for terms in sums)
+        return self.listed and any(
+            self.returned & terms and (self.normed & terms or self.streams & operands)
+            for terms, operands in zip(sums, direct, strict=True)
+        )
 
 
 @dataclass(eq=False)
@@ -426,8 +447,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
 
     def leave(child: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         running.pop()
-        if type(child).__name__ in row.recurrent:
-            found.recurrent.append(paths[child])
+        found.recurrent += [paths[child]] * row.recurrent.count(type(child).__name__)
         if {type(child).__name__, type(getattr(child, "processor", None)).__name__} & set(row.linear):
             found.linear.append(paths[child])
         if _stacks_experts(child):
@@ -443,6 +463,8 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
                 given = [max(joined)[1]]
                 own |= {index for index, source in tracker.projections.items() if source in own}
             member.normed = frozenset(own | {tracker.norms[index] for index in own if index in tracker.norms})
+            sums = (tracker.operands.get(index, frozenset()) for index in member.normed)
+            member.streams = member.normed.union(*sums) - tracker.parts
             own |= {index for index, source in tracker.norms.items() if source in own}
             member.adds = any(own & terms for terms in tracker.sums[member.sums :])
             member.listed = isinstance(holders[child], nn.ModuleList | nn.Sequential | nn.ModuleDict)
@@ -461,7 +483,7 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
             facts = tracker.of(leaf)
             read |= facts.ancestors | (1 << facts.index)
     lists.update(_grouped(lists, paths))
-    found.blocks = _repeated(lists, read, tracker.sums)
+    found.blocks = _repeated(lists, read, tracker)
     found.experts = [
         path
         for path, nearby in experts
@@ -471,8 +493,8 @@ def observe(row: Row, module: nn.Module, inputs: Mapping[str, Any]) -> Eager:
     ]
     held = {expert for path in found.experts for expert in module.get_submodule(path).children()}
     tracker.feedforward = [layer for layer in tracker.feedforward if not layer.running & held]
-    every = _repeated(lists, -1, tracker.sums)
-    found.levels = _repeated(lists, -1, tracker.sums, apart=False)
+    every = _repeated(lists, -1, tracker)
+    found.levels = _repeated(lists, -1, tracker, apart=False)
     found.unread_blocks = sorted((Counter(every) - Counter(found.blocks)).elements())
     attention = sum(read >> number & 1 for number in tracker.attention)
     feedforward = sum(read >> layer.result & 1 for layer in tracker.feedforward)
@@ -525,6 +547,7 @@ def _grouped(lists: Mapping[str, Sequence[Member]], paths: Mapping[nn.Module, st
                 whole.adds = whole.adds or member.adds
                 whole.returned |= member.returned
                 whole.normed |= member.normed
+                whole.streams |= member.streams
     return found
 
 
@@ -599,9 +622,7 @@ def _lists_of_experts(module: nn.Module) -> list[str]:
     return found
 
 
-def _repeated(
-    lists: Mapping[str, Sequence[Member]], read: int, sums: Sequence[frozenset[int]], apart: bool = True
-) -> list[str]:
+def _repeated(lists: Mapping[str, Sequence[Member]], read: int, tracker: Tracker, apart: bool = True) -> list[str]:
     """Paths of repeated members, outer ones first; a sequence counts where nothing inside it repeats.
 
     ``read`` has one bit for the number of each value that the model's results depend on. Members that read one stream
@@ -615,7 +636,7 @@ def _repeated(
             live = [
                 member
                 for member in members
-                if (member.adds or member.added(sums))
+                if (member.adds or member.added(tracker.sums, tracker.direct))
                 and any(read >> value & 1 for value in member.returned)
                 # What is no member of a list and runs again and again is a tool of other modules.
                 and (member.listed or runs[member.path] == 1)

@@ -114,10 +114,10 @@ ROWS = (
     _monai(
         "unetr",
         "UNETR",
-        _VOLUME,
+        {"0": real(1, 1, 32, 32, 32)},
         in_channels=1,
         out_channels=2,
-        img_size=(16, 16, 16),
+        img_size=(32, 32, 32),
         feature_size=8,
         hidden_size=48,
         mlp_dim=96,

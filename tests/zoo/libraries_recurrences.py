@@ -38,13 +38,15 @@ def _share(*shape: int) -> Value:
     return given(lambda: torch.rand(shape))
 
 
-def _row(name: str, path: str, shape: tuple[int, ...], *names: str, attention: bool = False, **more: Any) -> Row:
+def _row(
+    name: str, path: str, shape: tuple[int, ...], *names: str, attention: bool = False, states: int = 1, **more: Any
+) -> Row:
     """``names`` are arguments of ``shape``; ``more`` are other arguments and, where they are no values, options."""
     inputs = {argument: real(*shape) for argument in ("q", "k", "v", *names)}
     inputs |= {argument: value for argument, value in more.items() if callable(value)}
     options = {argument: value for argument, value in more.items() if not callable(value)}
     sizes = {"function": f"fla.ops.{path}", "options": options}
-    recurrent = () if attention else ("Called",)
+    recurrent = ("Called",) * (0 if attention else states)
     return Row(f"fla-{name}", "sequences", "fla", f"{__name__}:Called", sizes, inputs, recurrent=recurrent)
 
 
@@ -115,6 +117,7 @@ ROWS = (
         "mesa",
         "mesa_net.naive:naive_mesa_net_exact",
         _FULL,
+        states=2,
         g=_decay(*_EACH),
         beta=_share(*_EACH),
         lamb=_share(_HEADS, _WIDTH),

@@ -116,8 +116,8 @@ class Row:
 
     ``library`` is ``transformers``, ``diffusers`` or ``timm``; ``model`` a class of it (timm: a registered name, or
     ``file:Class``). ``written`` are the models of ``written.py``; of any other library ``model`` is ``module:Class``.
-    ``recurrent`` names the classes whose forward runs a recurrence over time, ``linear`` those (or the processors of
-    those) that run linear attention: eager counts their executions.
+    ``recurrent`` names the classes whose forward runs a recurrence over time (twice where it runs two), ``linear``
+    those (or the processors of those) that run linear attention: eager counts their executions.
     ``fast`` rows make up the slice that runs on every change.
     """
 

@@ -607,7 +607,8 @@ def _plain(result: Any) -> Any:
 
 
 def _stacks_experts(module: nn.Module) -> bool:
-    stacked = Counter(weight.shape[0] for weight in module.parameters(recurse=False) if weight.dim() == 3)
+    matrices = (weight for weight in module.parameters(recurse=False) if weight.dim() == weight.squeeze().dim() == 3)
+    stacked = Counter(weight.shape[0] for weight in matrices)
     return any(experts >= 2 and number >= 2 for experts, number in stacked.items())
 
 

@@ -321,6 +321,8 @@ class Tracker(TorchDispatchMode):
             facts.product = not (one.weights or other.weights)
             facts.matrices = read[left].shape[0] if read[left].dim() == 3 else 1
             self.attention |= one.weights | other.weights
+        elif read[right].dim() < 2 or read[left].dim() < 2:
+            return  # a vector mixes no heads
         elif other.parameter is not None:
             self._mixes_heads(one, read[right].shape[-2], read[right].shape[-1], facts)
         elif one.parameter is not None:

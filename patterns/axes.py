@@ -15,6 +15,8 @@ import sympy
 import torch
 from torch.fx import Node
 
+from .describe import expression as expression
+from .describe import same as same
 from .describe import size_hint
 from .nodes import PERMUTES, RESHAPES, argument, cast_of, dimension, operation, tensor, unchanged
 
@@ -58,18 +60,6 @@ def leaves(atoms: Iterable[Atom]) -> tuple[Atom, ...]:
 def resolved(layout: Layout) -> Layout:
     """``layout`` in terms of unsplit atoms."""
     return tuple(leaves(axis) for axis in layout)
-
-
-def expression(size: Any) -> Any:
-    """A size as an int, or as a sympy expression when it is symbolic. Adds no guard."""
-    if isinstance(size, torch.SymInt):
-        size = size.node.expr
-    return int(size) if isinstance(size, sympy.Integer) else size
-
-
-def same(left: Any, right: Any) -> bool:
-    """True when two sizes are equal whatever the inputs."""
-    return bool(expression(left) == expression(right))
 
 
 def quotient(size: Any, divisor: Any) -> Any | None:

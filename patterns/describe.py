@@ -170,6 +170,18 @@ def size_hint(size: Any) -> int:
     return int(hint) if hint is not None else 0
 
 
+def expression(size: Any) -> Any:
+    """A size as an int, or as a sympy expression when it is symbolic. Adds no guard."""
+    if isinstance(size, torch.SymInt):
+        size = size.node.expr
+    return int(size) if isinstance(size, sympy.Integer) else size
+
+
+def same(left: Any, right: Any) -> bool:
+    """True when two sizes are equal whatever the inputs. Adds no guard."""
+    return bool(expression(left) == expression(right))
+
+
 def element_count(value: Tensor) -> int:
     """How many elements ``value`` has at the example sizes. Adds no guard."""
     return math.prod(map(size_hint, value.shape))

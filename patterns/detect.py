@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from .attention import find_attention
@@ -16,10 +18,13 @@ from .guidance import find_guidance
 from .linear import find_linear
 from .linear_attention import find_linear_attention
 from .norms import find_norms
+from .reasons import Reason
 from .rope import find_rope
 from .scan import find_scan
 from .sites import MappedAttention, Sites
 from .skips import find_skips
+
+log = logging.getLogger(__name__)
 
 Detector = Callable[[NormalGraph, Sites], Any]
 
@@ -53,17 +58,27 @@ def _kind(detector: Detector) -> str:
     return _KINDS.get(detector) or detector.__name__.removeprefix("find_")
 
 
+def _no_guards(graph: NormalGraph) -> AbstractContextManager[Any]:
+    """Where whatever would guard on a symbolic size raises an exception instead, if this torch has such a place."""
+    without = getattr(getattr(graph.fake_mode, "shape_env", None), "error_on_new_guards", nullcontext)
+    return without()
+
+
 def detect(graph: NormalGraph) -> Sites:
     """All sites of ``graph``, and why near misses were refused.
 
     Detectors run in order. None of them changes the graph, adds a guard on a symbolic size, or recurses on its depth;
-    each takes time linear in its size.
+    each takes time linear in its size. One that fails, or asks for a symbolic size, costs the sites of its kind only.
     """
     sites = Sites()
-    with shared_effects(graph):
+    with shared_effects(graph), _no_guards(graph):
         for detector in DETECTORS:
             before = len(sites.refusals)
-            result = detector(graph, sites)
+            try:
+                result = detector(graph, sites)
+            except Exception as error:
+                log.debug("the detector of %s sites failed", _kind(detector), exc_info=True)
+                result = [], [Reason("detector-failed", f"{type(error).__name__}: {error}")]
             found, refusals = result if isinstance(result, tuple) else (result, [])
             sites.sites += found
             sites.refusals += refusals

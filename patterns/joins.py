@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from .axes import expression
+
 aten = torch.ops.aten
 
 _SCATTERS = (aten.select_scatter.default, aten.slice_scatter.default)
@@ -82,7 +84,7 @@ def _place(node: Node) -> tuple[int, int, int] | None:
         return None
     dim: Any = where[0] if where else 0
     dim %= whole.dim()
-    size = whole.shape[dim]
+    size = expression(whole.shape[dim])
     if not isinstance(size, int):
         return None
     if node.target is aten.select_scatter.default:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .describe import constant_tensor
+from .describe import constant_tensor, same
 
 SIZE_READERS = frozenset({"sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "_assert_tensor_metadata"})
 CONTRACTIONS = frozenset({"matmul", "bmm", "mm", "baddbmm", "addmm", "einsum"})
@@ -109,17 +109,24 @@ def drop_unread_items(graph: Graph) -> None:
 
 
 def drop_unchanged(graph: Graph) -> None:
-    """Erase conversions that had nothing to do and returned their operand, as ``x.to(x.dtype)`` does.
+    """Erase conversions that had nothing to do and returned their operand, as ``x.to(x.dtype)`` does, and full slices.
 
     A tracer takes what they return for a new value and has everybody after read that: a mask converted by each layer
-    would lead through all of them.
+    would lead through all of them. ``x[:, i]`` is a slice of its own in every step where the first size is symbolic.
     """
-    for node in [node for node in graph.nodes if operation(node) in ("to", "type_as", "contiguous")]:
+    for node in [node for node in graph.nodes if operation(node) in ("to", "type_as", "contiguous", "slice")]:
         source = node.args[0]
+        if operation(node) == "slice" and (not unchanged(node) or any(map(_wants_a_view, node.users))):
+            continue
         before, after = tensor(source), tensor(node)
         if isinstance(source, Node) and before is not None and after is not None and _one_tensor(before, after):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
+
+
+def _wants_a_view(user: Node) -> bool:
+    """Whether ``user`` can tell a view of a tensor from the tensor."""
+    return user.op == "output" or mutates(user)
 
 
 def _one_tensor(source: Tensor, made: Tensor) -> bool:
@@ -141,7 +148,12 @@ def unchanged(node: Node) -> bool:
     if name != "slice":
         return name in COPIES
     made, source = tensor(node), tensor(node.args[0])
-    return made is not None and source is not None and tuple(made.shape) == tuple(source.shape)
+    return (
+        made is not None
+        and source is not None
+        and made.dim() == source.dim()
+        and all(map(same, made.shape, source.shape))
+    )
 
 
 def dimension(index: int, rank: int) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from .axes import expression
+
 aten = torch.ops.aten
 
 
@@ -39,6 +41,7 @@ def part_of(node: Node) -> Piece | None:
         return _checked(node.args[0], node.args[1], node.args[2], keep=False)
     if node.target is aten.slice.Tensor:
         source, axis, start, end, step = (*node.args, *(None,) * (5 - len(node.args)))[:5]
+        start, end = expression(start), expression(end)
         if step in (None, 1) and isinstance(start, int) and isinstance(end, int):
             return _checked(source, axis or 0, start, keep=True, width=end - start, first=start)
         return None
@@ -60,7 +63,7 @@ _EQUAL: WeakKeyDictionary[Node, tuple[int, int]] = WeakKeyDictionary()
 def _equal_parts(parts: Node, dim: int) -> tuple[int, int]:
     """How long the parts of a split are, and how many of the first ones are that long."""
     if parts not in _EQUAL:
-        sizes = [part.shape[dim] for part in parts.meta["val"]]
+        sizes = [expression(part.shape[dim]) for part in parts.meta["val"]]
         equal = [isinstance(size, int) and size == sizes[0] for size in sizes]
         _EQUAL[parts] = (sizes[0] if equal[0] else 0, equal.index(False) if False in equal else len(equal))
     return _EQUAL[parts]
@@ -76,7 +79,7 @@ def _checked(
     if not isinstance(value, Tensor):
         return None
     dim %= value.dim()
-    size = value.shape[dim]
+    size = expression(value.shape[dim])
     if not isinstance(size, int):
         return None
     begins = index * width if first is None else first

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from . import batched
+from .axes import expression
 from .chains import unwrap
 from .describe import description
 from .evaluate import concretely
@@ -135,7 +136,7 @@ def _pairs(graph: Graph, claimed: Collection[Node]) -> Iterator[tuple[Node, Node
         dim = _axis(node, value.dim())
         if dim is None:
             continue
-        size = value.shape[dim]
+        size = expression(value.shape[dim])
         if not isinstance(size, int):
             continue
         key = (value.dim(), dim, size)
@@ -195,19 +196,23 @@ def _worth_running(region: dict[Node, None], first: Node, second: Node, dim: int
     length = first.meta["val"].shape[dim]
     if not products or not sums or length < 2:
         return False
-    shapes = {value.meta["val"].shape for value in (first, second)}
-    return any(isinstance(node.meta.get("val"), Tensor) and node.meta["val"].shape in shapes for node in region)
+    shapes = {_sizes(value) for value in (first, second)}
+    return any(isinstance(node.meta.get("val"), Tensor) and _sizes(node) in shapes for node in region)
+
+
+def _sizes(node: Node) -> tuple[Any, ...]:
+    return tuple(map(expression, node.meta["val"].shape))
 
 
 def _site(decay: Node, input: Node, dim: int, region: dict[Node, None], order: dict[Node, int]) -> Scan | None:
-    shape = input.meta["val"].shape
-    if not _broadcasts(decay.meta["val"].shape, shape):
+    shape = _sizes(input)
+    if not _broadcasts(_sizes(decay), shape):
         return None
     candidates = [
         node
         for node in region
         if isinstance(node.meta.get("val"), Tensor)
-        and node.meta["val"].shape == shape
+        and _sizes(node) == shape
         and node.meta["val"].dtype == input.meta["val"].dtype
     ]
     output = _first_equal(decay, input, dim, candidates, order)

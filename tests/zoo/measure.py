@@ -136,6 +136,7 @@ def measure(row: Row, verify: str = "first") -> Result:
         result.seconds += time.perf_counter() - start
         result.sites += sites.sites
         result.refusals += sites.refusals
+        result.given_up += [reason for reason in sites.refusals if reason.code == "detector-failed"]
         reasons = [proof.prove(site, graph, verify) for site in sites]
         result.unproven += [reason for reason in reasons if reason is not None]
         # A frame that only runs one expert is a feed-forward layer to itself and a part of a mixture to the model.

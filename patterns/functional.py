@@ -77,8 +77,27 @@ def without_writes(graph: Graph, run: Callable[..., Any], gradients: bool = Fals
     )
     if not writes:
         return 0
+    views = {node for node in writes if _only_seen_anew(node)}
+    for node in views:
+        node.target = _overload(node)
     memory = _Memory(graph)
-    return sum(_replaced(node, graph, memory, run) for node in writes)
+    return len(views) + sum(_replaced(node, graph, memory, run) for node in writes if node not in views)
+
+
+def _only_seen_anew(write: Node) -> bool:
+    """Whether ``write`` changes no element, only the shape of the graph's own tensor that nobody asks for again."""
+    (target,) = written(write)[:1] or (write,)
+    if torch.Tag.inplace_view not in write.target.tags or target.op != "call_function":  # type: ignore[union-attr]
+        return False
+    return _overload(write) is not None and not any(user > write for user in target.users)
+
+
+def _overload(write: Node) -> Any:
+    """The operation that gives as a new value what ``write`` writes; None if there is none."""
+    op: Any = write.target
+    packet = getattr(aten, operation(write).removesuffix("_"), None)
+    overload = getattr(packet, op._overloadname, None) if packet is not None else None
+    return None if overload is None or overload._schema.is_mutable else overload
 
 
 def _with_history(graph: Graph) -> Iterator[Node]:
@@ -170,9 +189,8 @@ def _functional(write: Node) -> Callable[[Callable[..., Node], Node, Node], Node
         return _copied
     if name == "zero_":
         return lambda call, write, target: call(aten.zeros_like.default, (target,))
-    packet = getattr(aten, name[:-1], None)
-    overload = getattr(packet, op._overloadname, None) if packet is not None else None
-    if overload is None or overload._schema.is_mutable:
+    overload = _overload(write)
+    if overload is None:
         return None
 
     def applied(call: Callable[..., Node], write: Node, target: Node) -> Node:

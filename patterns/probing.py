@@ -30,6 +30,11 @@ class Influence:
     summed: tuple[int, ...]
     spread: frozenset[int]
 
+    @property
+    def clock(self) -> tuple[int, ...]:
+        """The axes of the result that the operand has and along which it reaches further: time."""
+        return tuple(sorted(axis for axis in self.spread if axis in self.axes))
+
 
 class Probe:
     """A region of one output, at one random point."""
@@ -110,18 +115,22 @@ def canonical(
     return moved.reshape(counts)
 
 
-def gated(decay: Tensor, value: Tensor, key: Tensor | None, query: Tensor | None, erase: Tensor | None) -> Tensor:
+def gated(
+    decay: Tensor | None, value: Tensor, key: Tensor | None, query: Tensor | None, erase: Tensor | None
+) -> Tensor:
     """``y_t = q_t S_t`` with ``S_t = g_t S_{t-1} + k_t (v_t - e_t g_t S_{t-1})``; all operands ``[N, T, .]``.
 
     ``decay [N, T, 1 or K]``, ``value [N, T, V]``, ``key, query, erase [N, T, K]``; without a key the state is a vector
-    and returned as it is. Source: Yang et al., "Gated Delta Networks" (2024), equation 10.
+    and returned as it is, without a decay nothing is forgotten. Source: Yang et al.,
+    "Gated Delta Networks" (2024), equation 10.
     """
     number, length, width = value.shape
     rows = 1 if key is None else key.shape[-1]
     state = torch.zeros(number, rows, width, dtype=value.dtype)
     results = []
     for step in range(length):
-        state = state * decay[:, step].unsqueeze(-1)
+        if decay is not None:
+            state = state * decay[:, step].unsqueeze(-1)
         new = value[:, step].unsqueeze(1)
         if erase is not None:
             new = new - erase[:, step].unsqueeze(1) @ state

@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .carried import SHORTEST_REFUSAL, Refused
+from .causal_scores import causal_sites
 from .chains import Step, find_chains
 from .cumulative import cumulative_sites
 from .describe import named_dimensions, size_hint
@@ -22,7 +23,7 @@ from .reasons import Reason
 from .recurrences import unrolled_sites, whole_sites
 from .scan_operator import operator_sites
 from .selective import selective_sites
-from .sites import Recurrence, Scan, SelectiveScan, Site, Sites
+from .sites import Attention, Recurrence, Scan, SelectiveScan, Site, Sites
 from .trees import tree_sites
 from .trial import Region, agree, doubled, widened
 
@@ -75,6 +76,11 @@ def find_scan(graph: NormalGraph, sites: Sites) -> tuple[list[Site], list[Reason
         else:
             found.append(loop)
             told |= loop.interior
+    attended = {node for site in sites.of(Attention) for node in site.interior}
+    for parallel in causal_sites(module.graph, order, attended | told, effects.constants):
+        if effects.mutation(parallel.inputs, parallel.interior) is None:
+            found.append(parallel)
+            told |= parallel.interior
     for chain, reason in failed:
         # Said already, and better, where the chain is part of a loop.
         if not any(step.state in told for step in chain):

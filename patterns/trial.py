@@ -14,7 +14,12 @@ LARGEST_PROOF = 1 << 27
 """Elements that all values of a proof may have together; above it a region is refused rather than run."""
 
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97)
-_REAL = (torch.float16, torch.bfloat16, torch.float32)
+_WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
 
 
 class Region:
@@ -121,7 +126,10 @@ def _drawn(dtype: torch.dtype, shape: Sequence[int], generator: torch.Generator,
         return torch.rand(tuple(shape), generator=generator) < 0.5
     if not dtype.is_floating_point and not dtype.is_complex:
         return torch.zeros(tuple(shape), dtype=dtype)
-    return sample(shape, generator, unit=unit)
+    drawn = sample(shape, generator, unit=unit)
+    if dtype.is_complex:  # turned by any angle
+        return torch.polar(drawn.abs(), 4 * sample(shape, generator))
+    return drawn
 
 
 def agree(a: Any, b: Any) -> bool:
@@ -159,16 +167,16 @@ def _resized(args: Any, sizes: Mapping[int, int]) -> Any:
 
 
 def widened(value: Any) -> Any:
-    """A result in float64, whatever default its operator has."""
-    return value.double() if isinstance(value, Tensor) and value.dtype in _REAL else value
+    """A result in float64 (complex128), whatever default its operator has."""
+    return value.to(_WIDE[value.dtype]) if isinstance(value, Tensor) and value.dtype in _WIDE else value
 
 
 def doubled(args: Any) -> Any:
-    """Arguments with every real element type replaced by float64 and every device by the CPU."""
+    """Arguments with every real element type replaced by float64, complex ones alike, and every device by the CPU."""
     return map_aggregate(args, _on_trial)
 
 
 def _on_trial(item: Any) -> Any:
     if isinstance(item, torch.device):
         return torch.device("cpu")
-    return torch.float64 if isinstance(item, torch.dtype) and item in _REAL else item
+    return _WIDE.get(item, item) if isinstance(item, torch.dtype) else item

@@ -184,11 +184,23 @@ def sums_of_decays_in_logarithms(a: Tensor, x: Tensor) -> Tensor:
     return torch.exp(total) * torch.cumsum(x * torch.exp(-total), 1)
 
 
+def sums_of_exponentials(a: Tensor, x: Tensor) -> Tensor:
+    """Positive states in logarithms (Heinsen, "Efficient parallelization of a ubiquitous sequential computation")."""
+    total = F.logsigmoid(a).cumsum(1)
+    return (total + (x - total).logcumsumexp(1)).exp()
+
+
+def sums_of_complex_exponentials(a: Tensor, x: Tensor) -> Tensor:
+    total = a.clamp(min=1e-6).log().cumsum(1)
+    return (total + ((x.sign() * x.abs()).to(torch.complex64).log() - total).logcumsumexp(1)).exp().real
+
+
 VECTORS = [
     multiplied_and_added, operands_the_other_way, addcmul, subtracted, convex, gates_in_the_step, decay_in_logarithms,
     cast_in_the_step, unbound, split, time_first, time_last, backwards, inputs_against_the_decays, from_the_first_input,
     only_the_last, written_into_a_buffer, doubling, doubling_by_padding, products_divided_out,
     products_divided_out_backwards_written, sums_of_logarithms, sums_of_decays_in_logarithms,
+    sums_of_exponentials, sums_of_complex_exponentials,
 ]  # fmt: skip
 
 
@@ -548,6 +560,16 @@ def sums_doubled(a: Tensor, x: Tensor) -> Tensor:
     return (x * (-total).exp()).cumsum(1) * (2 * total).exp()
 
 
+def sums_of_exponentials_doubled(a: Tensor, x: Tensor) -> Tensor:
+    total = F.logsigmoid(a).cumsum(1)
+    return (total + (x - 2 * total).logcumsumexp(1)).exp()
+
+
+def sums_of_exponentials_along_another_axis(a: Tensor, x: Tensor) -> Tensor:
+    total = F.logsigmoid(a).cumsum(1)
+    return (total + (x - total).logcumsumexp(2)).exp()
+
+
 def plain_sums(a: Tensor, x: Tensor) -> Tensor:
     return (x * a).cumsum(1).relu()
 
@@ -583,6 +605,7 @@ def layers(a: Tensor, x: Tensor) -> Tensor:
     "spelling",
     [
         products_not_divided_out, products_of_the_step_before, products_along_another_axis, sums_doubled, plain_sums,
+        sums_of_exponentials_doubled, sums_of_exponentials_along_another_axis,
         doubling_with_a_square, doubling_that_stops_early, pairs, layers,
     ],
     ids=lambda f: f.__name__,
@@ -612,8 +635,13 @@ def squashed_scores(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor) -> Te
 
 @pytest.mark.parametrize(
     "spelling",
-    [undecayed_diagonal, decay_of_the_key_left_out, squashed_scores],
+    [undecayed_diagonal, squashed_scores],
     ids=lambda f: f.__name__,
 )
 def test_look_alikes_of_decayed_scores(spelling: Spelling) -> None:
     assert found(spelling, *heads()) == ([], [])
+
+
+def test_a_decay_of_the_query_alone_is_no_gate() -> None:
+    (site,), _ = found(decay_of_the_key_left_out, *heads())
+    assert (site.form, site.gate) == ("parallel", "none")

@@ -20,7 +20,11 @@ def scans(graph: NormalGraph) -> Sites:
     return Sites(*find_scan(graph, Sites()))
 
 
-@pytest.mark.parametrize("spelling", [zoo.convex, zoo.doubling, zoo.sums_of_logarithms], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "spelling",
+    [zoo.convex, zoo.doubling, zoo.sums_of_logarithms, zoo.sums_of_exponentials],
+    ids=lambda f: f.__name__,
+)
 def test_mutants_are_told_apart(spelling: Any) -> None:
     with mock.patch.multiple(zoo, B=4, L=4, D=4):
         tally = judge(normal(spelling, *zoo.vectors()), scans)

@@ -12,7 +12,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Node
@@ -42,7 +42,7 @@ class Layer:
 
     ``pairs`` are ``(entry, exit)`` for each value of the stream, ``parts`` what it does to tokens; where no site says
     that, its weighted layers: a class of wrappers says nothing about what they hold. ``like`` is equal for siblings of
-    one class.
+    one class; that of a member that never ran is the classes of its parts.
     """
 
     path: str
@@ -56,7 +56,9 @@ class Layer:
     @property
     def keys(self) -> set[Any]:
         """Two layers agree when they have one of these in common: siblings, on equal streams, with equal parts."""
-        return {(self.like, type_of(entry), part) for entry, _ in self.pairs for part in self.parts}
+        holder, kind = self.like
+        kinds = kind if isinstance(kind, frozenset) else (kind,)
+        return {(holder, one, type_of(entry), part) for one in kinds for entry, _ in self.pairs for part in self.parts}
 
 
 def parts_of(sites: Iterable[Site]) -> dict[Node, str]:
@@ -76,12 +78,18 @@ def find_layers(
     found = []
     ran = {path for node in order for path in running_modules(node)}
     position = {node: index for index, node in enumerate(order)}
-    for path, kind, first, last in _executions(order, ran):
+    for path, kind, first, last in _executions(order, ran, layers):
         nodes = [node for node in order[first : last + 1] if node.op == "call_function"]
         if not any(node in layers for node in nodes):
             continue
         joined: list[Node] = []
         pairs = _pairs(graph, nodes, layers, kept)
+        if pairs and path not in ran:
+            # Its last part may be added to the stream by the caller.
+            added = _added(nodes, order, last)
+            longer = _pairs(graph, [*nodes, *added], layers, kept) if added else ()
+            if {entry for entry, _ in pairs} <= {entry for entry, _ in longer}:
+                pairs, nodes, last = longer, [*nodes, *added], position[added[-1]]
         if not pairs:
             # What comes in may be joined with a skip right in front of the module.
             joined = _joined(nodes)
@@ -105,10 +113,14 @@ def agreeing(layers: Sequence[Layer]) -> list[Layer]:
     return [layer for layer in layers if any(counts[key] > 1 for key in layer.keys)]
 
 
-def _executions(order: Sequence[Node], ran: Collection[str]) -> Iterable[tuple[str, Any, int, int]]:
-    """``(path, class, first, last)`` of every run of neighbours that one module executed; ``ran`` has all paths."""
+def _executions(order: Sequence[Node], ran: Collection[str], layers: set[Node]) -> Iterable[tuple[str, Any, int, int]]:
+    """``(path, class, first, last)`` of every run of neighbours that one module executed; ``ran`` has all paths.
+
+    A member that was never called itself runs from one of its parts to the next, until a weighted layer of another
+    module runs, or a part begins a second time.
+    """
     around = functools.cache(lambda path: _unseen(path, ran))
-    open_: dict[str, list[Any]] = {}
+    open_: dict[str, _Run] = {}
     for index, node in enumerate(order):
         here = running_modules(node)
         # What was executed nowhere (casts a rewrite added) belongs to what surrounds it.
@@ -116,20 +128,39 @@ def _executions(order: Sequence[Node], ran: Collection[str]) -> Iterable[tuple[s
             continue
         unseen = around(next(reversed(here)))
         for path in [path for path in open_ if path not in here and path not in unseen]:
-            kind, first, last = open_[path]
             # What runs in the caller itself may be inlined; what runs in another module is not.
-            if path in ran or not all(path.startswith(f"{other}.") for other in here if other):
-                del open_[path]
-                yield path, kind if path in ran else frozenset(kind), first, last
+            if path in ran or (node in layers and not all(path.startswith(f"{other}.") for other in here if other)):
+                yield open_.pop(path).found(path)
         for path, kind in here.items():
             if path:
-                open_.setdefault(path, [kind, index, index])[2] = index
+                open_.setdefault(path, _Run(kind, index, index)).last = index
         for path in unseen:
-            run = open_.setdefault(path, [set(), index, index])
-            run[0].update((other[len(path) :], kind) for other, kind in here.items() if other.startswith(f"{path}."))
-            run[2] = index
-    for path, (kind, first, last) in open_.items():
-        yield path, kind if path in ran else frozenset(kind), first, last
+            part = next(other for other in here if other.startswith(f"{path}."))
+            if path in open_ and node in layers and open_[path].again(part):
+                yield open_.pop(path).found(path)
+            run = open_.setdefault(path, _Run(set(), index, index))
+            run.kind.add((part[len(path) :], here[part]))
+            run.last = index
+            if node in layers and part not in run.parts:
+                run.parts.append(part)
+    for path, run in open_.items():
+        yield run.found(path)
+
+
+@dataclass(eq=False)
+class _Run:
+    """A module that is running: its class, or the classes of its parts and those with weighted layers in order."""
+
+    kind: Any
+    first: int
+    last: int
+    parts: list[str] = field(default_factory=list)
+
+    def again(self, part: str) -> bool:
+        return part in self.parts[:-1]
+
+    def found(self, path: str) -> tuple[str, Any, int, int]:
+        return path, frozenset(self.kind) if isinstance(self.kind, set) else self.kind, self.first, self.last
 
 
 def _unseen(path: str, ran: Collection[str]) -> list[str]:

@@ -209,6 +209,32 @@ class Parts(nn.Module):
         return y if self.lateral else x
 
 
+class Groups(nn.Module):
+    """Layers that are lists of parts. ``skips``: the last ones begin by joining what an earlier one read."""
+
+    def __init__(self, depth: int, scale: float = 1.0, post: bool = False, skips: bool = False) -> None:
+        super().__init__()
+        self.embed, self.scale, self.depth = nn.Linear(8, WIDTH), scale, depth
+        self.layers = nn.ModuleList()
+        for index in range(depth):
+            joins = nn.Linear(2 * WIDTH, WIDTH) if skips and index >= depth // 2 else None
+            self.layers.append(nn.ModuleList([joins, Attend(), Feed()]))
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2 * depth)) if post else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, read = self.embed(x), []
+        for index, (join, attend, feed) in enumerate(self.layers):
+            if join is None:
+                read.append(x)
+            else:
+                x = join(torch.cat([read.pop(), x], -1))
+            for number, part in enumerate((attend, feed)):
+                # By depth, so that no two layers are equal.
+                x = x * (self.scale + 0.1 * index) + part(x)
+                x = x if self.norms is None else self.norms[2 * index + number](x)
+        return x
+
+
 def blocks(model: nn.Module, *inputs: Tensor) -> list[Block]:
     torch.manual_seed(0)
     graph, *_ = captured(model.eval(), *inputs)
@@ -318,3 +344,32 @@ def test_parts_that_their_caller_adds_up_are_layers(normed: bool) -> None:
 
 def test_what_is_added_to_another_value_is_no_layer() -> None:
     assert blocks(Parts(3, lateral=True), torch.randint(9, (2, 7))) == []
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_lists_of_parts_end_with_the_sum_their_caller_makes(post: bool) -> None:
+    """The norm behind it, of another list, is no part of the layer; the one between its parts is."""
+    found = blocks(Groups(3, 2.0, post), torch.randn(2, 6, 8))
+    assert seen(found) == layers(0, 1, 2)
+    assert all(len(block.entries) == len(block.exits) == len(block.outputs) == 1 for block in found)
+    assert all("add" in block.exits[0].name for block in found)
+    assert [block.parts for block in found] == [("attention", "feedforward")] * 3
+
+
+def test_lists_of_parts_agree_when_some_hold_more() -> None:
+    found = blocks(Groups(4, skips=True), torch.randn(2, 6, 8))
+    assert [block.module for block in found] == [f"layers.{index}" for index in range(4)]
+
+
+def test_a_list_that_runs_again_and_again_is_a_layer_each_time() -> None:
+    class Again(Groups):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            for time in range(3):
+                for _, attend, feed in self.layers:
+                    x = x + (1 + time) * attend(x)
+                    x = x + feed(x)
+            return x
+
+    found = blocks(Again(2), torch.randn(2, 6, 8))
+    assert [block.module for block in found] == ["layers.0", "layers.1"] * 3

@@ -51,6 +51,10 @@ class Effects:
         """The node whose memory the value of ``node`` is, or may be, part of."""
         return self._root[node]
 
+    def is_written(self, node: Node) -> bool:
+        """True when something writes to the memory that the value of ``node`` is part of."""
+        return self._root[node] in self._writers
+
     def mutation(
         self, inputs: Iterable[Node], interior: Collection[Node], *, own: bool = False, inside: bool = False
     ) -> Reason | None:

@@ -211,6 +211,8 @@ def _known(bias: Bias, effects: Effects) -> list[Bias] | None:
         return [bias]
     if scalar(node) == _NOTHING[bias.kind]:
         return []
+    if filled_with(node) == _NOTHING[bias.kind] and not effects.is_written(node):
+        return []  # of any size, known or not
     value = constant_value(node) if node in effects.constants else None
     if value is None:
         return None

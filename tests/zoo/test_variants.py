@@ -14,7 +14,7 @@ from laconic.patterns.detect import detect
 from .measure import capture
 from .rows import ROWS
 
-NAMES = ("gpt-neo", "mistral", "phimoe", "timm-eva02", "clip-vision")
+NAMES = ("gpt-neo", "gpt-neox-japanese", "phimoe", "rwkv", "timm-eva02", "clip-vision")
 
 
 def found(name: str, variant: str) -> Counter[str]:

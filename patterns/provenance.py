@@ -8,11 +8,11 @@ from typing import Any
 
 from torch.fx import Node
 
-from .axes import same
+from .describe import same
 from .effects import Effects
 from .evaluate import before
 from .graph import NormalGraph
-from .nodes import CASTS, COPIES, MOVEMENTS, operation, readers, tensor
+from .nodes import CASTS, COPIES, MOVEMENTS, argument, operation, readers, tensor
 from .sites import FeedForward
 
 # What may lie between a layer and the sum it enters: scaling, a gate from conditioning, a norm, dropout, views.
@@ -60,13 +60,27 @@ class Provenance:
                 name = operation(user)
                 if name in ("add", "add_", "sub"):
                     others = [read for read in user.all_input_nodes if read is not node and tensor(read) is not None]
+                    if not others:
+                        pending += [user] if user not in seen else []  # a number, as the zero that sums start with
+                        seen.add(user)
                     if any(self._bits[other] & mine or self._comes_in(other, node) for other in others):
                         return True
-                passed = name in _PASSED or (name == "slice" and _keeps_features(node, user))
+                passed = name in _PASSED or (name == "slice" and _keeps_features(node, user)) or _summed(node, user)
                 if (passed or (whole is not None and _put_back(user, whole))) and user not in seen:
                     seen.add(user)
                     pending.append(user)
         return False
+
+
+def _summed(node: Node, user: Node) -> bool:
+    """Whether ``user`` puts ``node`` beside others of its shape, or adds up what was put beside each other."""
+    if operation(user) == "stack":
+        return True
+    if operation(user) != "sum" or operation(node) != "stack" or len(user.args) < 2:
+        return False
+    dims: Any = user.args[1]
+    rank = len(node.meta["val"].shape)
+    return [dim % rank for dim in dims] == [argument(node, "dim") % rank]
 
 
 def _cut_from(node: Node) -> Node | None:

@@ -184,6 +184,27 @@ def test_a_token_put_back_beside_the_others() -> None:
     assert not sites.of(FeedForward)
 
 
+def test_layers_added_to_each_other_before_the_stream() -> None:
+    def both(p: zoo.P, x: Tensor) -> list[Tensor]:
+        one = F.linear(F.gelu(F.linear(x, p["up"])), p["down"])
+        return [one, F.linear(F.relu(F.linear(x, p["gate"])), p["down_t"].T)]
+
+    def summed(p: zoo.P, x: Tensor) -> Tensor:
+        return (sum(both(p, x)) + x).square()
+
+    def stacked(p: zoo.P, x: Tensor) -> Tensor:
+        return (x + torch.stack(both(p, x)).sum(0)).square()
+
+    def over_tokens(p: zoo.P, x: Tensor) -> Tensor:
+        return (x + torch.stack(both(p, x)).sum(2)[0, :, None]).square()
+
+    for spelling in (summed, stacked):
+        _, sites = found_in(spelling, zoo.tokens())
+        assert sorted(site.activation for site in sites.of(FeedForward)) == ["gelu", "relu"]
+    _, sites = found_in(over_tokens, zoo.tokens())
+    assert not sites.of(FeedForward)
+
+
 def test_a_stream_that_comes_from_another_graph() -> None:
     def resumed(p: zoo.P, x: Tensor, stream: Tensor) -> Tensor:
         return (stream + F.linear(F.gelu(F.linear(x, p["up"])), p["down"])).square()

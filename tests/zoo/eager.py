@@ -136,6 +136,8 @@ class Facts:
     """The number of the exponentials it is the sum of."""
     last: frozenset[Layer] = frozenset()
     """Possible last layers of a feed-forward whose result this is, scaled, normalised or summed."""
+    stacked: list[int] | None = None
+    """The axis along which it is a stack of several values."""
     size: bool = False
     """A root of squares, or one over it."""
     joined: tuple[tuple[int, tuple[int, ...]], ...] = ()
@@ -261,6 +263,8 @@ class Tracker(TorchDispatchMode):
             facts.logarithm = known[0].product
         elif name == "sum" and known[0].raised:
             facts.total = known[0].index
+        elif name == "sum" and known[0].stacked == args[1]:
+            facts.last = known[0].last
         elif name == "exp" and known[0].logarithm and known[0].product:
             facts.weights = frozenset({facts.index})
         elif name in _NORMS:
@@ -271,6 +275,8 @@ class Tracker(TorchDispatchMode):
         elif moves:
             if name in _SAME and len(computed) == 1:
                 facts.source = computed[0].root
+            if name == "stack":
+                facts.stacked = [args[1] if len(args) > 1 else 0]
             if name == "cat":
                 facts.joined = tuple(
                     (item.root.index, tuple(value.shape)) for item, value in zip(known, read, strict=True)

@@ -32,6 +32,7 @@ from . import block_sparse_cpu, int8_cpu, providers, recurrence_cpu  # noqa: F40
 from .cut_report import note
 from .cutting import Cutting, cut
 from .debug import Dump
+from .graph_end import cut_short
 from .inductor import tied_to_weights
 from .options import Options
 from .selection import Selection, select
@@ -59,6 +60,9 @@ def rewrite(module: GraphModule, inputs: Sequence[Any], options: Options, report
     """
     stopwatch = Stopwatch(report.seconds)
     dump.graph("dynamo", module)
+    ended = cut_short(module)
+    if ended is not None:
+        report.refuse(ended)
     try:
         with stopwatch("normalise"):
             normal = normalize(module, inputs)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 CODES: dict[str, str] = {
     "not-normalised": "the graph could not be retraced to the normal form; it runs through Inductor unchanged",
+    "graph-break": "Dynamo ended the graph in the middle of the model; a layer on both sides of the place is not found",
     "detector-failed": "a detector raised an exception, so no site of its kind was found in this graph",
     "not-proven": "the site rebuilt from its fields did not reproduce the subgraph it came from",
     "weights-escape": "an interior value (attention weights, scores) is read outside the site",

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..patterns.axes import expression
-from ..patterns.describe import constant_tensor
+from ..patterns.describe import constant_tensor, expression
 from ..patterns.graph import NormalGraph
 from ..patterns.nodes import mutates
 from ..patterns.segments import frozen

@@ -16,7 +16,8 @@ from torch.fx import Node
 from .attention_fused import fused
 from .attention_mapped import mapped
 from .attention_site import Parts, build
-from .axes import Atom, Contraction, Layout, contraction, downward, leaves, resolved, same
+from .axes import Atom, Contraction, Layout, contraction, downward, leaves, resolved
+from .describe import same
 from .effects import effects_of
 from .gathered import gathered
 from .graph import NormalGraph

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from .attention_site import Parts
-from .axes import Atom, Layout, expression, same
+from .axes import Atom, Layout
+from .describe import expression, same
 from .nodes import argument, scalar
 from .operands import climb, descend
 from .product import Refused

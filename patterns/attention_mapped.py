@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from .attention_site import inverse, or_none
-from .axes import Atom, Contraction, contraction, resolved, same
-from .describe import description, element_bytes, fingerprint, named_dimensions, ordered
+from .axes import Atom, Contraction, contraction, resolved
+from .describe import description, element_bytes, fingerprint, named_dimensions, ordered, same
 from .effects import Effects
 from .graph import NormalGraph
 from .mapped_axes import MappedAxes

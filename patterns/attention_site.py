@@ -10,8 +10,8 @@ from typing import TypeVar
 import sympy
 from torch.fx import Node
 
-from .axes import Atom, Layout, leaves, resolved, same
-from .describe import description, element_bytes, named_dimensions
+from .axes import Atom, Layout, leaves, resolved
+from .describe import description, element_bytes, named_dimensions, same
 from .effects import Effects
 from .evaluate import before
 from .masks import simplify

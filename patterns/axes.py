@@ -15,9 +15,7 @@ import sympy
 import torch
 from torch.fx import Node
 
-from .describe import expression as expression
-from .describe import same as same
-from .describe import size_hint
+from .describe import expression, same, size_hint
 from .nodes import PERMUTES, RESHAPES, argument, cast_of, dimension, operation, tensor, unchanged
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .axes import expression
+from .describe import expression
 from .joins import buffer_of
 from .lift import MAXIMUM_DEPTH, names
 from .lockstep import Loop, Nothing, Steps, lockstep

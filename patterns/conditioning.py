@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch.fx import Node
 
-from .axes import same
+from .describe import same
 from .graph import NormalGraph
 from .nodes import operation, tensor
 from .sites import Attention, Block, Convolution, Guidance, Linear, Sites

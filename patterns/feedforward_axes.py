@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from .axes import Atom, Layout, downward, leaves, resolved, same
-from .describe import ordered, shape_of
+from .axes import Atom, Layout, downward, leaves, resolved
+from .describe import ordered, same, shape_of
 from .halves import half_of, run_of
 from .hidden import Candidate, Layer
 from .linear import row_names

@@ -6,8 +6,7 @@ import math
 
 from torch.fx import Node
 
-from .axes import same
-from .describe import description, element_bytes, named_dimensions, shape_of
+from .describe import description, element_bytes, named_dimensions, same, shape_of
 from .effects import Effects
 from .feedforward_axes import FEATURES, name_axes
 from .halves import run_of

@@ -12,9 +12,8 @@ import dataclasses
 import sympy
 from torch.fx import Node
 
-from .axes import same
 from .conditioning import conditioning_inputs
-from .describe import description, evaluated, ordered, shape_of
+from .describe import description, evaluated, ordered, same, shape_of
 from .effects import Effects, effects_of
 from .evaluate import concretely
 from .graph import NormalGraph

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .axes import same
-from .describe import ordered, shape_of, size_hint
+from .describe import ordered, same, shape_of, size_hint
 from .evaluate import concretely, run
 from .nodes import CASTS, COPIES, RESHAPES, argument, dimension, mutates, operation, scalar, tensor
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from .axes import same
-from .describe import element_count, ordered, size_hint
+from .describe import element_count, ordered, same, size_hint
 from .evaluate import run
 from .graph import NormalGraph
 from .guidance_exit import Exit, doubled_value, half

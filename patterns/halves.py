@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from .axes import same
+from .describe import same
 from .nodes import RESHAPES, argument, dimension, operation, tensor
 
 _PARTS = ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from .activations import dropout_probability, elementwise, recognise
-from .axes import same
 from .channels import partly, region_of
 from .convolution import pointwise
+from .describe import same
 from .effects import Effects
 from .halves import half_of, is_axis, run_of
 from .nodes import CASTS, COPIES, RESHAPES, argument, operation, scalar, tensor

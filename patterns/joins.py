@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .axes import expression
+from .describe import expression
 
 aten = torch.ops.aten
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from .axes import expression
-from .describe import module_of
+from .describe import expression, module_of
 from .layers import STOPS, Layer, agreeing
 from .nodes import operation
 from .segments import Segment

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from .axes import contraction, same
-from .describe import description, element_bytes, named_dimensions, shape_of
+from .axes import contraction
+from .describe import description, element_bytes, named_dimensions, same, shape_of
 from .effects import effects_of
 from .graph import NormalGraph
 from .nodes import argument, mutates, operation, readers, scalar, tensor

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from torch.fx import Node
 
-from .axes import Atom, Contraction, Layout, contraction, downward, resolved, same
-from .describe import ordered
+from .axes import Atom, Contraction, Layout, contraction, downward, resolved
+from .describe import ordered, same
 from .nodes import argument, dimension, operation, tensor
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from torch.fx import Node
 
-from .axes import Atom, Contraction, Layout, contraction, downward, resolved, same
+from .axes import Atom, Contraction, Layout, contraction, downward, resolved
+from .describe import same
 from .nodes import argument, dimension, operation, tensor
 from .product import Product
 

@@ -8,8 +8,7 @@ from typing import Any
 import sympy
 from torch.fx import Node
 
-from .axes import same
-from .describe import description, element_bytes, named_dimensions, shape_of, size_hint
+from .describe import description, element_bytes, named_dimensions, same, shape_of, size_hint
 from .effects import Effects, effects_of
 from .graph import NormalGraph
 from .linear import row_names

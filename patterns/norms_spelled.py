@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from .axes import same
+from .describe import same
 from .nodes import CASTS, COPIES, argument, cast_of, dimension, operation, readers, scalar, tensor
 from .reasons import Reason
 

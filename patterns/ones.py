@@ -6,7 +6,8 @@ from typing import Any
 
 from torch.fx import Node
 
-from .axes import Atom, Layout, resolved, same
+from .axes import Atom, Layout, resolved
+from .describe import same
 from .masks import filled_with
 from .nodes import argument, dimension, operation, scalar, tensor
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from .axes import Atom, Layout, downward, leaves, resolved, same, upward
+from .axes import Atom, Layout, downward, leaves, resolved, upward
+from .describe import same
 from .nodes import EXPANSIONS, MOVEMENTS, cast_of, mutates, operation, readers, scalar, tensor, unchanged
 from .sites import Order
 

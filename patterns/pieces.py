@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .axes import expression
+from .describe import expression
 
 aten = torch.ops.aten
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from .axes import Atom, Contraction, Layout, contraction, same
+from .axes import Atom, Contraction, Layout, contraction
+from .describe import same
 from .reasons import Reason
 
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 import sympy
 from torch.fx import Node
 
-from .axes import same
-from .describe import description, element_bytes, named_dimensions, shape_of
+from .describe import description, element_bytes, named_dimensions, same, shape_of
 from .effects import Effects, effects_of
 from .evaluate import concretely
 from .graph import NormalGraph

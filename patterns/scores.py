@@ -9,7 +9,8 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from .axes import Atom, Layout, contraction, downward, regroup, resolved, same
+from .axes import Atom, Layout, contraction, downward, regroup, resolved
+from .describe import same
 from .masks import hidden_fill, plainest
 from .nodes import (
     CASTS,

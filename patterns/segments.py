@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from .axes import expression
-from .describe import constant_tensor
+from .describe import constant_tensor, expression
 from .nodes import SIZE_READERS, operation
 from .streams import Place
 

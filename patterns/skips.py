@@ -13,8 +13,7 @@ from typing import Any
 import sympy
 from torch.fx import Node
 
-from .axes import same
-from .describe import description, size_hint
+from .describe import description, same, size_hint
 from .graph import NormalGraph
 from .nodes import CASTS, COPIES, MOVEMENTS, argument, dimension, operation, readers, tensor
 from .sites import Attention, Convolution, Linear, Site, Sites, Skip

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from . import batched
-from .axes import expression
 from .chains import unwrap
-from .describe import description
+from .describe import description, expression
 from .evaluate import concretely
 from .recurrence import operands, recurrence
 from .sites import Scan

@@ -141,21 +141,28 @@ def _search(site: MixtureOfExperts, ways: list[Routing], possible: list[Fields])
         chosen = list(_weights(site, ways, values))
         numbers = written(site.interior)
         rows = values[site.input].reshape(-1, values[site.input].shape[-1])
+        if not chosen:
+            return None
+        # All ways of choosing at once: there are many, and each alone is little work.
+        every = torch.stack([weights for _, weights in chosen])
         for index, fields in enumerate(possible):
             for activation, made in _outputs(fields, rows, values, numbers):
-                for routing, weights in chosen:
-                    want = torch.einsum("ne,nek->nk", weights, made)
-                    scale = float((got * want).sum() / want.square().sum())
-                    if want.shape == got.shape and _close(got, scale * want):
-                        scale = round(scale, 9) if abs(scale - round(scale, 9)) < 1e-10 else scale
-                        return index, activation, dataclasses.replace(routing, scale=scale), False
-        for routing, weights in chosen:
-            scaled = weights[..., None] * rows[:, None]
-            for index, fields in enumerate(possible):
-                for activation, made in _outputs(fields, scaled, values, numbers):
-                    want = torch.einsum("ne,nek->nk", (weights != 0).to(made.dtype), made)
-                    if want.shape == got.shape and _close(got, want):
-                        return index, activation, routing, True
+                wants = torch.einsum("wne,nek->wnk", every, made)
+                if wants.shape[1:] != got.shape:
+                    continue
+                scales = (got * wants).sum((1, 2)) / wants.square().sum((1, 2))
+                way = _first_close(got, scales[:, None, None] * wants)
+                if way is not None:
+                    scale = float(scales[way])
+                    scale = round(scale, 9) if abs(scale - round(scale, 9)) < 1e-10 else scale
+                    return index, activation, dataclasses.replace(chosen[way][0], scale=scale), False
+        scaled = (every[..., None] * rows[:, None]).flatten(0, 1)
+        for index, fields in enumerate(possible):
+            for activation, made in _outputs(fields, scaled, values, numbers):
+                wants = torch.einsum("wne,wnek->wnk", (every != 0).to(made.dtype), made.unflatten(0, every.shape[:2]))
+                way = _first_close(got, wants) if wants.shape[1:] == got.shape else None
+                if way is not None:
+                    return index, activation, chosen[way][0], True
     return None
 
 
@@ -194,5 +201,7 @@ def _outputs(
         return  # shapes that agree at the site's own sizes by accident only
 
 
-def _close(got: Tensor, want: Tensor) -> bool:
-    return bool(((got - want).abs().max() <= _CLOSE * want.abs().max()).item())
+def _first_close(got: Tensor, wants: Tensor) -> int | None:
+    """The first of ``wants [ways, tokens, features]`` that ``got`` equals but for rounding."""
+    close = (got - wants).abs().amax((1, 2)) <= _CLOSE * wants.abs().amax((1, 2))
+    return int(close.nonzero()[0]) if bool(close.any()) else None

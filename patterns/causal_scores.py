@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 
 from . import batched
 from .axes import Contraction, contraction
-from .describe import description, fingerprint, outside_inputs
+from .describe import description, expression, fingerprint, outside_inputs, same
 from .evaluate import concretely
 from .nodes import CONTRACTIONS, operation, tensor
 from .pieces import part_of
@@ -75,8 +75,9 @@ def _weights(node: Node, spec: Contraction) -> Iterator[_Weights]:
         if weights.op != "call_function" or len(own) != 1 or len(summed) != 1:
             continue
         query, key = mine.index(own[0]), mine.index(summed[0])
-        size = weights.meta["val"].shape[query]
-        if isinstance(size, int) and size >= _SHORTEST and size == weights.meta["val"].shape[key]:
+        shape = weights.meta["val"].shape
+        size = expression(shape[query])
+        if isinstance(size, int) and size >= _SHORTEST and same(size, shape[key]):
             last = spec.out_letters[-1]
             channel = mine.index(last) if last in mine and last != own[0] else None
             yield _Weights(node, weights, value, query, key, channel)

@@ -24,7 +24,7 @@ from .nodes import CONTRACTIONS, operation, tensor
 from .pieces import part_of
 from .reasons import Reason
 from .sites import Recurrence
-from .trial import Region, sample, subgraph
+from .trial import CANNOT_BE_RUN, Region, sample, subgraph
 
 _SHORTEST = 4
 _LARGEST = 128
@@ -176,7 +176,7 @@ def _gate(weights: _Weights, scores: Node | None, read: list[Node], length: int,
     for shrunk in (True, False):
         try:
             kinds = {_one_gate(region, weights, scores, seed, shrunk=shrunk) for seed in (1, 2)}
-        except (RuntimeError, ValueError, IndexError, TypeError, MemoryError, NotImplementedError):
+        except CANNOT_BE_RUN:
             continue
         return kinds.pop() if len(kinds) == 1 else None
     return None

@@ -146,7 +146,7 @@ def _replaced(write: Node, graph: Graph, memory: _Memory, run: Callable[..., Any
             value = _scattered(call, view, base, value)
         value = value if _alike(value, whole) else _restrided(call, value, whole)
         kept = kept and _alike(value, whole)
-    except (RuntimeError, NotImplementedError, TypeError):
+    except (RuntimeError, TypeError):
         kept = False
     if not kept:
         for node in reversed(made):

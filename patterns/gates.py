@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from .evaluate import concretely
 from .reasons import Reason
-from .trial import Region, sample
+from .trial import CANNOT_BE_RUN, Region, sample
 
 KINDS = ("none", "scalar", "diagonal", "delta", "dense", "nonlinear")
 """From the simplest to the most general."""
@@ -44,7 +44,7 @@ def gate_of(
         for shrunk in (True, False):
             try:
                 return _Step(region, before, after, shrunk).gate()
-            except (RuntimeError, ValueError, IndexError, TypeError, MemoryError, NotImplementedError) as error:
+            except CANNOT_BE_RUN as error:
                 failure = error
     return Reason("not-proven", f"the step could not be run: {type(failure).__name__}: {failure}", (after[0].name,))
 

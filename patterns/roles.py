@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from .nodes import tensor
 from .probing import MAXIMUM_RANK, Influence, Probe, canonical, gated
-from .trial import Region, agree, sample
+from .trial import CANNOT_BE_RUN, Region, agree, sample
 
 _FIRST_STEPS = 6
 _STRONGEST = 0.1
@@ -25,8 +25,6 @@ _STRONGEST = 0.1
 
 _WEAKER = 0.5
 """The other operands are made smaller by this, so that a state from which keys are erased does not grow either."""
-
-_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, MemoryError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -76,13 +74,13 @@ def find_roles(inputs: Sequence[Node], output: Node, gate: str, order: dict[Node
             if gate != "none":
                 values[inputs[0]] = _decays(values[inputs[0]].shape, generator, logarithm=gate == "logarithm")
             probe = Probe(region, output, values, shrunk=shrunk)
-        except _FAILURES:
+        except CANNOT_BE_RUN:
             continue
         if not torch.isfinite(probe.result).all():
             return None
         try:
             return _found(inputs, probe, gate)
-        except _FAILURES:
+        except CANNOT_BE_RUN:
             return None
     return None
 

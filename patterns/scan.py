@@ -25,7 +25,7 @@ from .scan_operator import operator_sites
 from .selective import selective_sites
 from .sites import Attention, Recurrence, Scan, SelectiveScan, Site, Sites
 from .trees import tree_sites
-from .trial import Region, agree, doubled, widened
+from .trial import CANNOT_BE_RUN, Region, agree, doubled, widened
 
 AnyScan = Scan | SelectiveScan | Recurrence
 
@@ -127,7 +127,7 @@ def _trial(site: Scan | SelectiveScan, program: GraphModule, order: dict[Node, i
             values = region.samples(generator, shrunk=shrunk, unit=(site.decay,) if isinstance(site, Scan) else ())
             env = region.run(values, shrunk=shrunk)
             rebuilt = _Doubled(program).run(*(values[node] for node in site.inputs))
-        except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
+        except CANNOT_BE_RUN as error:
             failure = error
             continue
         if all(agree(value, env[node]) for value, node in zip(rebuilt, site.outputs, strict=True)):

@@ -22,7 +22,7 @@ from .describe import description, expression
 from .evaluate import concretely
 from .recurrence import operands, recurrence
 from .sites import Scan
-from .trial import Region, agree, attribute, subgraph
+from .trial import CANNOT_BE_RUN, Region, agree, attribute, subgraph
 
 aten = torch.ops.aten
 
@@ -265,7 +265,7 @@ def _first_equal(decay: Node, input: Node, dim: int, candidates: list[Node], ord
                 first, second = torch.broadcast_tensors(values[decay], values[input])
                 expected = recurrence(first, second, None, dim, False)
                 candidates = [node for node in candidates if agree(env[node], expected)]
-        except (RuntimeError, ValueError, IndexError, MemoryError):
+        except CANNOT_BE_RUN:
             continue
         return unwrap(candidates[0])[0] if candidates else None
     return None

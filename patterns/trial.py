@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
 
+CANNOT_BE_RUN = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
+"""What operators raise on sizes or values they do not take: the region is not proven, and so no site."""
+
 LARGEST_PROOF = 1 << 27
 """Elements that all values of a proof may have together; above it a region is refused rather than run."""
 

@@ -10,19 +10,25 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from torch._dynamo import convert_frame
 
 from ..collector import old_objects_at_rest
 from ..frame_stack import with_room
+from .replaced import replace
 from .tracing import is_this_backend
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def _eased(compile_frame: Callable[_P, _R], place: int) -> Callable[_P, _R]:
+def _eased(compile_frame: Callable[_P, _R]) -> Callable[_P, _R] | None:
+    parameters = list(inspect.signature(compile_frame).parameters)
+    if "compiler_fn" not in parameters:
+        return None
+    place = parameters.index("compiler_fn")
+
     @functools.wraps(compile_frame)
     def _compile(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         compiler = args[place] if len(args) > place else kwargs.get("compiler_fn")
@@ -31,12 +37,7 @@ def _eased(compile_frame: Callable[_P, _R], place: int) -> Callable[_P, _R]:
         with old_objects_at_rest():
             return with_room(compile_frame, *args, **kwargs)
 
-    _compile.laconic = True  # type: ignore[attr-defined]
     return _compile
 
 
-# Under another name in another torch: then Dynamo works as it does without this.
-_own: Any = getattr(convert_frame, "_compile", None)
-_parameters = list(inspect.signature(_own).parameters) if callable(_own) else []
-if "compiler_fn" in _parameters and not hasattr(_own, "laconic"):
-    convert_frame._compile = _eased(_own, _parameters.index("compiler_fn"))
+replace(convert_frame, "_compile", _eased)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._dynamo.variables import ConstantVariable
 from torch._dynamo.variables.tensor import TensorVariable
 
+from .replaced import replace
 from .tracing import traces_for_this_backend
 
 
@@ -33,11 +34,7 @@ def _answering(ask: Any) -> Any:
         number = _known(variable) if traces_for_this_backend() else None
         return ask(variable, *args, **kwargs) if number is None else ConstantVariable.create(number)
 
-    method_item.laconic = True  # type: ignore[attr-defined]
     return method_item
 
 
-# Another torch may have the method under another name: then graphs end there, as they do without this.
-_asked: Any = getattr(TensorVariable, "method_item", None)
-if _asked is not None and not hasattr(_asked, "laconic"):
-    TensorVariable.method_item = _answering(_asked)  # type: ignore[method-assign]
+replace(TensorVariable, "method_item", _answering)

@@ -18,6 +18,7 @@ from torch._dynamo import config
 from torch._dynamo.variables.builder import VariableBuilder
 from torch._guards import GuardSource
 
+from .replaced import replace
 from .tracing import traces_for_this_backend
 
 
@@ -29,10 +30,7 @@ def _settling(wrap: Any) -> Any:
         with mock.patch.object(config, "assume_static_by_default", True):
             return wrap(builder, value)
 
-    wrap_symfloat.laconic = True  # type: ignore[attr-defined]
     return wrap_symfloat
 
 
-_wrap: Any = getattr(VariableBuilder, "wrap_symfloat", None)
-if _wrap is not None and not hasattr(_wrap, "laconic"):
-    VariableBuilder.wrap_symfloat = _settling(_wrap)  # type: ignore[method-assign]
+replace(VariableBuilder, "wrap_symfloat", _settling)

@@ -5,33 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .table import Row, Value, ids, part, real
-
-_TOKENS: Mapping[str, Value] = {"0": ids(2, 16)}
-
-_STREAM: Mapping[str, Value] = {"0": real(2, 16, 48)}
-
-_LM = {"num_tokens": 120, "dim": 48, "depth": 2, "heads": 4, "dim_head": 12}
-
-
-def _row(
-    name: str, library: str, path: str, inputs: Mapping[str, Value], sizes: Mapping[str, Any], **facts: Any
-) -> Row:
-    return Row(name.replace("_", "-"), "sequences", library, path, sizes, inputs, **facts)
-
-
-def _lm(library: str, path: str, more: Mapping[str, Any] | None = None, name: str = "", **facts: Any) -> Row:
-    """A language model with the usual names of sizes; None takes one away."""
-    sizes = {name: value for name, value in {**_LM, **(more or {})}.items() if value is not None}
-    return _row(f"{library}{name and '-'}{name}", library, path, facts.pop("inputs", _TOKENS), sizes, **facts)
-
-
-def _layer(library: str, path: str, more: Mapping[str, Any], name: str = "", **facts: Any) -> Row:
-    """One layer of a stream of width 48."""
-    return _row(
-        f"{library}{name and '-'}{name}", library, path, facts.pop("inputs", _STREAM), {"dim": 48, **more}, **facts
-    )
-
+from .libraries_sequences import STREAM, TOKENS, layer, lm, row
+from .table import Row, ids, part, real
 
 _MLSTM = part(
     "xlstm:mLSTMBlockConfig",
@@ -49,7 +24,7 @@ _XLSTM_SIZES = {"context_length": 16, "num_blocks": 2, "embedding_dim": 48, "voc
 
 def _xlstm(name: str, sizes: Mapping[str, Any], *recurrent: str) -> Row:
     config = part("xlstm:xLSTMLMModelConfig", **{**_XLSTM_SIZES, **sizes})
-    return _row(f"xlstm-{name}", "xlstm", "xlstm:xLSTMLMModel", _TOKENS, {"config": config}, recurrent=recurrent)
+    return row(f"xlstm-{name}", "xlstm", "xlstm:xLSTMLMModel", TOKENS, {"config": config}, recurrent=recurrent)
 
 
 _RETNET = {
@@ -62,12 +37,12 @@ _RETNET = {
 }
 
 ROWS = (
-    _lm(
+    lm(
         "mega_pytorch",
         "mega_pytorch:Mega",
         {"heads": None, "dim_head": None, "ema_heads": 4, "attn_dim_qk": 12, "attn_dim_value": 48},
     ),
-    _lm(
+    lm(
         "mega_pytorch",
         "mega_pytorch:Mega",
         {
@@ -80,43 +55,43 @@ ROWS = (
         },
         "laplacian",
     ),
-    _lm("minGRU_pytorch", "minGRU_pytorch.minLM:minLM", {"heads": None, "dim_head": None}, recurrent=("minGRU",)),
-    _lm(
+    lm("minGRU_pytorch", "minGRU_pytorch.minLM:minLM", {"heads": None, "dim_head": None}, recurrent=("minGRU",)),
+    lm(
         "minGRU_pytorch",
         "minGRU_pytorch.minLM:minLM",
         {"heads": None, "dim_head": None, "use_lstm": True},
         "lstm",
         recurrent=("minLSTM",),
     ),
-    _lm("minGRU_pytorch", "minGRU_pytorch.hybridLM:hybridLM", None, "hybrid", recurrent=("minGRUAttnHybrid",)),
-    _lm(
+    lm("minGRU_pytorch", "minGRU_pytorch.hybridLM:hybridLM", None, "hybrid", recurrent=("minGRUAttnHybrid",)),
+    lm(
         "gateloop_transformer",
         "gateloop_transformer:Transformer",
         {"checkpoint_gate_looped_attn": False},
         recurrent=("GateLoopedAttention",),
     ),
-    _lm("gateloop_transformer", "gateloop_transformer:Transformer", {"use_gate_looped_attn": False}, "full"),
-    _layer(
+    lm("gateloop_transformer", "gateloop_transformer:Transformer", {"use_gate_looped_attn": False}, "full"),
+    layer(
         "gateloop_transformer",
         "gateloop_transformer:SimpleGateLoopLayer",
         {},
         "simple",
         recurrent=("SimpleGateLoopLayer",),
     ),
-    _layer(
+    layer(
         "gateloop_transformer",
         "gateloop_transformer:SimpleGateLoopLayer",
         {"use_heinsen": True},
         "heinsen",
         recurrent=("SimpleGateLoopLayer",),
     ),
-    _layer(
+    layer(
         "taylor_series_linear_attention",
         "taylor_series_linear_attention:TaylorSeriesLinearAttn",
         {"dim_head": 4, "heads": 4},
         linear=("TaylorSeriesLinearAttn",),
     ),
-    _row(
+    row(
         "taylor_series_linear_attention-vit",
         "taylor_series_linear_attention",
         "taylor_series_linear_attention.vit:ViT",
@@ -124,7 +99,7 @@ ROWS = (
         {"image_size": 32, "patch_size": 8, "num_classes": 10, "dim": 48, "depth": 2, "heads": 4, "dim_head": 4},
         linear=("TaylorSeriesLinearAttn",),
     ),
-    _row(
+    row(
         "yet_another_retnet",
         "yet_another_retnet",
         "yet_another_retnet.retnet:RetNetDecoder",
@@ -137,35 +112,35 @@ ROWS = (
         },
         recurrent=("MultiScaleRetention",),
     ),
-    _row(
+    row(
         "mambapy",
         "mambapy",
         "mambapy.mamba:Mamba",
-        _STREAM,
+        STREAM,
         {"config": part("mambapy.mamba:MambaConfig", d_model=48, n_layers=2, d_state=4)},
         recurrent=("MambaBlock",),
     ),
-    _row(
+    row(
         "mambapy-sequential",
         "mambapy",
         "mambapy.mamba:Mamba",
-        _STREAM,
+        STREAM,
         {"config": part("mambapy.mamba:MambaConfig", d_model=48, n_layers=2, d_state=4, pscan=False)},
         recurrent=("MambaBlock",),
     ),
-    _row(
+    row(
         "mambapy-vision",
         "mambapy",
         "mambapy.vim:VMamba",
-        _STREAM,
+        STREAM,
         {"config": part("mambapy.vim:MambaConfig", d_model=48, n_layers=2, d_state=4)},
         recurrent=("VMambaBlock",),
     ),
-    _row(
+    row(
         "mambapy-jamba",
         "mambapy",
         "mambapy.jamba:JambaLM",
-        _TOKENS,
+        TOKENS,
         {
             "config": part(
                 "mambapy.jamba:JambaLMConfig",
@@ -186,7 +161,7 @@ ROWS = (
     _xlstm("mlstm", {"mlstm_block": _MLSTM}, "mLSTMCell"),
     _xlstm("slstm", {"slstm_block": _SLSTM, "slstm_at": [0, 1]}, "sLSTMCell_vanilla"),
     _xlstm("both", {"mlstm_block": _MLSTM, "slstm_block": _SLSTM, "slstm_at": [1]}, "mLSTMCell", "sLSTMCell_vanilla"),
-    _row(
+    row(
         "torchscale-retnet",
         "torchscale",
         "torchscale.architecture.retnet:RetNetDecoder",

@@ -5,33 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .table import Row, Value, given, ids, part, real
-
-_TOKENS: Mapping[str, Value] = {"0": ids(2, 16)}
-
-_STREAM: Mapping[str, Value] = {"0": real(2, 16, 48)}
-
-_LM = {"num_tokens": 120, "dim": 48, "depth": 2, "heads": 4, "dim_head": 12}
-
-
-def _row(
-    name: str, library: str, path: str, inputs: Mapping[str, Value], sizes: Mapping[str, Any], **facts: Any
-) -> Row:
-    return Row(name.replace("_", "-"), "sequences", library, path, sizes, inputs, **facts)
-
-
-def _lm(library: str, path: str, more: Mapping[str, Any] | None = None, name: str = "", **facts: Any) -> Row:
-    """A language model with the usual names of sizes; None takes one away."""
-    sizes = {name: value for name, value in {**_LM, **(more or {})}.items() if value is not None}
-    return _row(f"{library}{name and '-'}{name}", library, path, facts.pop("inputs", _TOKENS), sizes, **facts)
-
-
-def _layer(library: str, path: str, more: Mapping[str, Any], name: str = "", **facts: Any) -> Row:
-    """One layer of a stream of width 48."""
-    return _row(
-        f"{library}{name and '-'}{name}", library, path, facts.pop("inputs", _STREAM), {"dim": 48, **more}, **facts
-    )
-
+from .libraries_sequences import STREAM, TOKENS, layer, lm, row
+from .table import Row, given, part, real
 
 _LITGPT = {
     "block_size": 32,
@@ -46,7 +21,7 @@ _LITGPT = {
 
 def _litgpt(name: str, sizes: Mapping[str, Any]) -> Row:
     config = part("litgpt.config:Config", **{**_LITGPT, **sizes})
-    return _row(f"litgpt-{name}", "litgpt", "litgpt.model:GPT", _TOKENS, {"config": config})
+    return row(f"litgpt-{name}", "litgpt", "litgpt.model:GPT", TOKENS, {"config": config})
 
 
 _LLAMA = {
@@ -109,136 +84,136 @@ ROWS = (
             },
         },
     ),
-    _lm("palm_pytorch", "palm_pytorch:PaLM"),
-    _lm("palm_pytorch", "palm_pytorch.palm_lite:PaLM", {"dim_head": 12}, "lite"),
-    _lm(
+    lm("palm_pytorch", "palm_pytorch:PaLM"),
+    lm("palm_pytorch", "palm_pytorch.palm_lite:PaLM", {"dim_head": 12}, "lite"),
+    lm(
         "simple_hierarchical_transformer",
         "simple_hierarchical_transformer:HierarchicalTransformer",
         {"seq_len": 32, "hierarchies": (1, 2), "window_sizes": (8, None)},
         "two",
     ),
-    _lm("simple_hierarchical_transformer", "simple_hierarchical_transformer:HierarchicalTransformer", {"seq_len": 32}),
-    _lm(
+    lm("simple_hierarchical_transformer", "simple_hierarchical_transformer:HierarchicalTransformer", {"seq_len": 32}),
+    lm(
         "memory_efficient_attention_pytorch",
         "memory_efficient_attention_pytorch.transformer:Transformer",
         {"max_seq_len": 32, "causal": True},
     ),
-    _lm(
+    lm(
         "memory_efficient_attention_pytorch",
         "memory_efficient_attention_pytorch.transformer:Transformer",
         {"max_seq_len": 32, "causal": True, "use_flash_attn": False},
         "plain",
     ),
-    _layer(
+    layer(
         "memory_efficient_attention_pytorch",
         "memory_efficient_attention_pytorch:Attention",
         {"heads": 4, "dim_head": 12, "causal": True, "memory_efficient": True, "q_bucket_size": 8, "k_bucket_size": 8},
         "buckets",
     ),
-    _layer(
+    layer(
         "memory_efficient_attention_pytorch",
         "memory_efficient_attention_pytorch:CosineSimAttention",
         {"seq_len": 16, "heads": 4, "dim_head": 12},
         "cosine",
     ),
-    _lm(
+    lm(
         "performer_pytorch",
         "performer_pytorch:PerformerLM",
         {"max_seq_len": 32, "nb_features": 16},
         linear=("FastAttention",),
     ),
-    _lm(
+    lm(
         "performer_pytorch",
         "performer_pytorch:PerformerLM",
         {"max_seq_len": 32, "generalized_attention": True, "nb_features": 16},
         "generalized",
         linear=("FastAttention",),
     ),
-    _lm("linformer", "linformer:LinformerLM", {"seq_len": 16, "k": 8}),
-    _lm("linformer", "linformer:LinformerLM", {"seq_len": 16, "k": 8, "one_kv_head": True, "share_kv": True}, "shared"),
-    _layer(
+    lm("linformer", "linformer:LinformerLM", {"seq_len": 16, "k": 8}),
+    lm("linformer", "linformer:LinformerLM", {"seq_len": 16, "k": 8, "one_kv_head": True, "share_kv": True}, "shared"),
+    layer(
         "nystrom_attention",
         "nystrom_attention:Nystromformer",
         {"depth": 2, "dim_head": 12, "heads": 4, "num_landmarks": 4},
     ),
-    _lm("local_attention", "local_attention:LocalTransformer", {"max_seq_len": 32, "local_attn_window_size": 8}),
-    _lm(
+    lm("local_attention", "local_attention:LocalTransformer", {"max_seq_len": 32, "local_attn_window_size": 8}),
+    lm(
         "local_attention",
         "local_attention:LocalTransformer",
         {"max_seq_len": 32, "local_attn_window_size": 8, "use_dynamic_pos_bias": True, "num_residual_streams": 1},
         "dynamic",
     ),
-    _lm(
+    lm(
         "local_attention",
         "local_attention:LocalTransformer",
         {"max_seq_len": 32, "local_attn_window_size": 8, "use_xpos": True, "causal": True, "num_residual_streams": 1},
         "xpos",
     ),
-    _layer(
+    layer(
         "axial_attention",
         "axial_attention:AxialImageTransformer",
         {"depth": 2, "heads": 4, "reversible": False},
         inputs={"0": real(1, 48, 8, 8)},
     ),
-    _layer(
+    layer(
         "axial_attention",
         "axial_attention:AxialAttention",
         {"heads": 4, "dim_index": 1},
         "layer",
         inputs={"0": real(1, 48, 8, 8)},
     ),
-    _lm(
+    lm(
         "recurrent_memory_transformer_pytorch",
         "recurrent_memory_transformer_pytorch:RecurrentMemoryTransformer",
         {"num_memory_tokens": 4, "seq_len": 16},
     ),
-    _lm(
+    lm(
         "recurrent_memory_transformer_pytorch",
         "recurrent_memory_transformer_pytorch:RecurrentMemoryTransformer",
         {"num_memory_tokens": 4, "seq_len": 16, "rotary_pos_emb": True, "num_residual_streams": 1},
         "rotary",
     ),
-    _lm(
+    lm(
         "block_recurrent_transformer_pytorch",
         "block_recurrent_transformer_pytorch:BlockRecurrentTransformer",
         {"max_seq_len": 32, "block_width": 8, "num_state_vectors": 8},
     ),
-    _lm(
+    lm(
         "routing_transformer",
         "routing_transformer:RoutingTransformerLM",
         {"max_seq_len": 16, "window_size": 8, "n_local_attn_heads": 4, "local_attn_window_size": 8},
         "local",
     ),
-    _lm("routing_transformer", "routing_transformer:RoutingTransformerLM", {"max_seq_len": 16, "window_size": 8}),
-    _lm(
+    lm("routing_transformer", "routing_transformer:RoutingTransformerLM", {"max_seq_len": 16, "window_size": 8}),
+    lm(
         "reformer_pytorch",
         "reformer_pytorch:ReformerLM",
         {"max_seq_len": 16, "use_full_attn": True, "ff_chunks": 1},
         "full",
     ),
-    _lm(
+    lm(
         "reformer_pytorch",
         "reformer_pytorch:ReformerLM",
         {"max_seq_len": 16, "bucket_size": 4, "n_hashes": 2, "ff_chunks": 1},
     ),
-    _lm(
+    lm(
         "sinkhorn_transformer",
         "sinkhorn_transformer:SinkhornTransformerLM",
         {"max_seq_len": 16, "bucket_size": 4, "dim_head": 12},
     ),
-    _lm(
+    lm(
         "sinkhorn_transformer",
         "sinkhorn_transformer:SinkhornTransformerLM",
         {"max_seq_len": 16, "bucket_size": 4, "causal": True},
         "causal",
     ),
-    _lm(
+    lm(
         "linear_attention_transformer",
         "linear_attention_transformer:LinearAttentionTransformerLM",
         {"max_seq_len": 16},
         linear=("SelfAttention",),
     ),
-    _layer(
+    layer(
         "colt5_attention",
         "colt5_attention:ConditionalRoutedTransformerBlock",
         {
@@ -252,48 +227,48 @@ ROWS = (
             "heavy_heads": 4,
         },
     ),
-    _layer("conformer", "conformer:Conformer", {"depth": 2, "dim_head": 12, "heads": 4, "conv_kernel_size": 7}),
-    _lm(
+    layer("conformer", "conformer:Conformer", {"depth": 2, "dim_head": 12, "heads": 4, "conv_kernel_size": 7}),
+    lm(
         "titans_pytorch",
         "titans_pytorch:MemoryAsContextTransformer",
         {"segment_len": 8, "num_persist_mem_tokens": 2, "num_longterm_mem_tokens": 2, "neural_memory_layers": ()},
         "no-memory",
     ),
-    _layer(
+    layer(
         "titans_pytorch",
         "titans_pytorch.implicit_mlp_attention:ImplicitMLPAttention",
         {"mlp_hiddens": (12, 16, 12), "heads": 4},
         "implicit-mlp",
     ),
-    _layer("titans_pytorch", "titans_pytorch.nested_attention:NestedAttention", {"dim_head": 12, "heads": 4}, "nested"),
-    _layer(
+    layer("titans_pytorch", "titans_pytorch.nested_attention:NestedAttention", {"dim_head": 12, "heads": 4}, "nested"),
+    layer(
         "st_moe_pytorch", "st_moe_pytorch:MoE", {"num_experts": 4, "expert_hidden_mult": 2, "capacity_factor_eval": 4.0}
     ),
-    _row(
+    row(
         "st_moe_pytorch-block",
         "st_moe_pytorch",
         "st_moe_pytorch:SparseMoEBlock",
-        _STREAM,
+        STREAM,
         {"moe": part("st_moe_pytorch:MoE", dim=48, num_experts=4, capacity_factor_eval=4.0), "add_ff_before": True},
     ),
-    _layer(
+    layer(
         "soft_moe_pytorch",
         "soft_moe_pytorch:SoftMoE",
         {"seq_len": 16, "num_experts": 4, "offload_unused_experts_to_cpu": False},
     ),
-    _layer("soft_moe_pytorch", "soft_moe_pytorch:DynamicSlotsSoftMoE", {"num_experts": 4}, "dynamic"),
-    _layer(
+    layer("soft_moe_pytorch", "soft_moe_pytorch:DynamicSlotsSoftMoE", {"num_experts": 4}, "dynamic"),
+    layer(
         "mixture_of_experts",
         "mixture_of_experts:MoE",
         {"num_experts": 4, "hidden_dim": 96, "second_policy_eval": "all", "capacity_factor_eval": 4.0},
     ),
-    _layer(
+    layer(
         "mixture_of_experts",
         "mixture_of_experts:HeirarchicalMoE",
         {"num_experts": (2, 2), "second_policy_eval": "all"},
         "hierarchical",
     ),
-    _row(
+    row(
         "torchscale-encoder",
         "torchscale",
         "torchscale.architecture.encoder:Encoder",
